@@ -1,0 +1,87 @@
+"""What every command line shares: flags from a set of knobs, one line for an error, and the exit codes.
+
+Exit codes: 0 done, 2 the input is wrong, 1 the work failed, 130 and 143 interrupted by SIGINT and SIGTERM.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from stn_pipeline.config import Knobs, choices_of, default_of, unit_of
+from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help lists the flags")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised so that it ends a run as Ctrl-C does."""
+
+
+def parse(knobs: type[Knobs], argv: Sequence[str], description: str, options: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the flags that were given, unchecked, by knob name.
+
+    Every flag takes a value, since `mlflow run -P name=value` passes them so; --batch-size is --batch_size.
+    `options` adds flags that are not knobs, with their help.
+    Raises: ConfigError for an unknown flag or a missing value.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=_Help)
+    for name, text in (options or {}).items():
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
+    for name, field in knobs.model_fields.items():
+        unit = f" [{unit_of(field)}]" if unit_of(field) else ""
+        default = f"default {default_of(field)}" if default_of(field) else "required"
+        value = "|".join(choices_of(field)) or name.upper()
+        text = f"{field.description}{unit} ({default})".replace("%", "%%")
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=value, help=text)
+    given, unknown = parser.parse_known_args([_underscored(word) for word in argv])
+    if unknown:
+        known = [*knobs.model_fields, *(options or {})]
+        near = did_you_mean(unknown[0].lstrip("-").partition("=")[0], known)
+        raise ConfigError(f"unknown flag {unknown[0]}{near}; --help lists the flags")
+    return vars(given)
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str, **_: Any):
+        super().__init__(prog, max_help_position=44, width=140)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run an entry point and exit with its code; an error made on purpose is one line on stderr.
+
+    Where `mlflow run` made a run for us that was never started, its page says why.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command(sys.argv[1:])
+    except StnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if "MLFLOW_RUN_ID" in os.environ:
+            from stn_pipeline.tracking import disown_run
+
+            disown_run(error)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)

@@ -1,0 +1,204 @@
+"""Every knob, once: type, default, bounds, unit, help, and the range that a sweep may search.
+
+The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and the README's
+knob table all come from these declarations.
+"""
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from stn_pipeline.errors import ConfigError, did_you_mean
+
+FOLDER = "folder:"
+DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "svhn", "digits")
+DATASET_CHOICES = ", ".join((*DATASETS, f"{FOLDER}PATH"))
+DATASET_HELP = f"images to learn: {DATASET_CHOICES}; auto is mnist, or the bundled digits where mnist cannot be had"
+DEVICE_HELP = "where to compute: auto (the GPU where there is one), cpu, cuda, cuda:N"
+
+
+class Range(NamedTuple):
+    """An interval that a sweep may search."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+class Choices(NamedTuple):
+    """A set of values that a sweep may search."""
+
+    values: tuple[Any, ...]
+
+
+def knob(default: Any, *, help: str, unit: str = "", search: Range | Choices | None = None, **bounds: Any) -> Any:
+    """Declare a knob; `bounds` are pydantic's (gt, ge, lt, le)."""
+    return Field(default, description=help, json_schema_extra={"unit": unit, "search": search}, **bounds)  # type: ignore[dict-item]
+
+
+def _check_dataset(name: Any) -> Any:
+    name = str(name)
+    if name in DATASETS or name.startswith(FOLDER) and len(name) > len(FOLDER):
+        return name
+    raise ValueError(f"choose {DATASET_CHOICES}{did_you_mean(name, DATASETS)}")
+
+
+def _check_device(name: Any) -> Any:
+    kind, _, index = str(name).partition(":")
+    if name in ("auto", "cpu", "cuda") or kind == "cuda" and index.isdecimal():
+        return name
+    raise ValueError(f"choose auto, cpu, cuda or cuda:N{did_you_mean(str(name), ('auto', 'cpu', 'cuda'))}")
+
+
+DatasetName = Annotated[str, BeforeValidator(_check_dataset)]
+DeviceName = Annotated[str, BeforeValidator(_check_device)]
+
+
+class Knobs(BaseModel):
+    """What every set of knobs shares: frozen, unknown names forbidden, errors of one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Return the checked knobs.
+
+        Raises: ConfigError, one line for the first thing that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_explain(cls, error.errors()[0])) from error
+
+
+class TrainConfig(Knobs):
+    """One training: the data, the network, the optimiser, the machine."""
+
+    dataset: DatasetName = knob("auto", help=DATASET_HELP)
+    data_dir: str = knob("data", help="folder of the torchvision sets, filled by a download where they are absent")
+    image_size: int = knob(
+        0, help="side to which the images of a folder are resized; 0 keeps their own (mixed: the commonest)", unit="px", ge=0, le=1024
+    )
+    val_fraction: float = knob(0.1, help="share of the training images held out to choose the best epoch", gt=0, le=0.5)
+    transform: Literal["none", "affine", "diffeo"] = knob(
+        "affine", help="family of warps; none is the classifier alone", search=Choices(("none", "affine", "diffeo"))
+    )
+    coordconv: bool = knob(False, help="append the coordinates x, y to the input of every convolution", search=Choices((False, True)))
+    coordconv_r: bool = knob(False, help="with coordconv, append the distance from the centre too", search=Choices((False, True)))
+    padding: Literal["zeros", "border", "reflection"] = knob(
+        "zeros", help="what the sampler sees outside the image", search=Choices(("zeros", "border", "reflection"))
+    )
+    epochs: int = knob(50, help="passes over the training split", ge=1)
+    batch_size: int = knob(64, help="images a step", unit="images", ge=1, search=Choices((32, 64, 128, 256, 512)))
+    lr: float = knob(0.01, help="learning rate of the classifier", gt=0, le=100, search=Range(1e-4, 3e-2, log=True))
+    loc_lr_multiplier: float = knob(
+        0.1, help="the localisation net's learning rate as a share of lr; at 1 some seeds collapse", ge=0, le=100,
+        search=Range(1e-3, 1.0, log=True),
+    )  # fmt: skip
+    optimizer: Literal["adam", "adamw", "sgd"] = knob(
+        "adam", help="update rule; sgd has no momentum", search=Choices(("adam", "adamw", "sgd"))
+    )
+    weight_decay: float = knob(
+        0.0, help="decay of the weights: L2 for adam and sgd, decoupled for adamw", ge=0, le=10, search=Range(1e-6, 1e-2, log=True)
+    )
+    schedule: Literal["constant", "cosine"] = knob(
+        "constant", help="learning rate over the run; cosine falls to 0 after the last step", search=Choices(("constant", "cosine"))
+    )
+    seed: int = knob(0, help="of the split, the initial weights, the batch order and dropout", ge=0, lt=1_000_000_000)
+    device: DeviceName = knob("auto", help=DEVICE_HELP)
+    precision: Literal["fp32", "tf32", "bf16"] = knob(
+        "fp32", help="arithmetic of the convolutions and products; tf32 needs a GPU; the warp is always fp32"
+    )
+
+    @model_validator(mode="after")
+    def _knobs_agree(self) -> Self:
+        if self.coordconv_r and not self.coordconv:
+            raise ValueError("coordconv_r=true needs coordconv=true")
+        return self
+
+    @property
+    def arm(self) -> str:
+        """The network in a word or two, as in `diffeo-coordconv`."""
+        return self.transform + ("-coordconv" if self.coordconv else "") + ("-r" if self.coordconv_r else "")
+
+
+class EvalConfig(Knobs):
+    """One scoring of a run that exists."""
+
+    run_id: str = knob(..., help="MLflow id of the training run to score", min_length=1)
+    dataset: Annotated[str, BeforeValidator(lambda name: name if name == "same" else _check_dataset(name))] = knob(
+        "same", help=f"same (as it was trained on), {DATASET_CHOICES}"
+    )
+    data_dir: str = knob("same", help="folder of the torchvision sets; same is the run's own")
+    split: Literal["train", "val", "test"] = knob("test", help="split to score")
+    device: DeviceName = knob("auto", help=DEVICE_HELP)
+
+
+def unit_of(field: FieldInfo) -> str:
+    """Return the unit of a knob, or nothing where it has none."""
+    return str(_extra(field)["unit"])
+
+
+def search_of(field: FieldInfo) -> Range | Choices | None:
+    """Return what a sweep may search of a knob, or None."""
+    search: Range | Choices | None = _extra(field)["search"]
+    return search
+
+
+def default_of(field: FieldInfo) -> str:
+    """Return the default of a knob as a user would type it, or nothing where it is required."""
+    if field.is_required():
+        return ""
+    return str(field.default).lower() if field.annotation is bool else str(field.default)
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values of a knob that takes one of a few, or nothing."""
+    if field.annotation is bool:
+        return ("false", "true")
+    return tuple(getattr(field.annotation, "__args__", ())) if getattr(field.annotation, "__origin__", None) is Literal else ()
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {"unit": "", "search": None}
+
+
+_RULES = {
+    "greater_than": "must be > {gt}",
+    "greater_than_equal": "must be >= {ge}",
+    "less_than": "must be < {lt}",
+    "less_than_equal": "must be <= {le}",
+    "finite_number": "must be finite",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of sane size",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+}
+
+
+def _explain(cls: type[Knobs], error: ErrorDetails) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        return f"unknown knob {name}: choose from {', '.join(cls.model_fields)}{did_you_mean(name, cls.model_fields)}"
+    if error["type"] == "missing":
+        return f"{name}: missing; it is the {cls.model_fields[name].description}: give --{name} VALUE"
+    if not name:
+        return error["msg"].removeprefix("Value error, ")
+    field, got = cls.model_fields[name], error["input"]
+    if error["type"] == "literal_error":
+        rule = f"choose {', '.join(choices_of(field))}{did_you_mean(str(got), choices_of(field))}"
+    elif error["type"] in _RULES:
+        rule = _RULES[error["type"]].format(**error.get("ctx", {}))
+        rule += "" if field.is_required() else f" (default {field.default})"
+    else:
+        rule = error["msg"].removeprefix("Value error, ")
+    return f"{name}={got}: {rule}"

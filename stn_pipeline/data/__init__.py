@@ -1,0 +1,44 @@
+"""Sources -> splits, resident on the device as uint8."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from stn_pipeline.config import FOLDER, TrainConfig
+from stn_pipeline.data import folder, sources
+from stn_pipeline.data.sources import SOURCES, check_memory, free_bytes
+from stn_pipeline.data.splits import RawData, Split, Splits, split
+from stn_pipeline.errors import DataError
+
+__all__ = ["SOURCES", "RawData", "Split", "Splits", "load"]
+
+
+def load(config: TrainConfig, device: torch.device | None = None, announce: Callable[[str], None] = print) -> Splits:
+    """Return the train, val and test splits of `config.dataset`.
+
+    A data set asked for by name never falls back; auto is mnist, or else digits, and says so.
+
+    Args:
+        config: dataset, data_dir, image_size, val_fraction and seed are read.
+        device: where the images shall lie; None is the CPU.
+        announce: told, a line at a time, what the user should know (a download, a fallback, ignored files, a resize).
+
+    Returns:
+        Splits whose images are uint8 (N, C, H, W) and labels int64 (N,). The test split never depends on the seed.
+
+    Raises:
+        DataError: the set is absent, damaged, too small to be split, or too large for half of the free memory.
+    """
+    if config.dataset.startswith(FOLDER):
+        raw = folder.read(config.dataset.removeprefix(FOLDER), config.image_size, announce)
+    elif config.image_size:
+        raise DataError(f"image_size={config.image_size}: only {FOLDER}PATH is resized, got dataset={config.dataset}: give image_size=0")
+    else:
+        data_dir = Path(config.data_dir).expanduser()
+        raw = sources.auto(data_dir, announce) if config.dataset == "auto" else SOURCES[config.dataset](data_dir, announce)
+
+    if device is not None and device.type == "cuda":
+        check_memory(f"dataset={raw.name} on {device}", raw.n_bytes, free_bytes(device), "give device=cpu or a smaller set")
+    splits = split(raw, config.val_fraction, config.seed)
+    return splits if device is None else splits.to(device)

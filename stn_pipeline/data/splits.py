@@ -1,0 +1,181 @@
+"""What a source gives, and its stratified train, val and test splits.
+
+Shapes: N images, C channels, H W image size, K classes.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stn_pipeline.errors import DataError
+
+TEST_FRACTION = 0.2  # of a source that has no test split of its own
+TEST_SEED = 0  # constant, so that every run is scored on the same images
+MIN_IMAGES = 2  # of a class, so that train and val can both have one
+MIN_IMAGES_UNSPLIT = 5  # of a class where a test split is to be cut: 20 % of 5 is 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (N, C, H, W), contiguous, 0..255, and their labels int64 (N,), 0..K-1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.images)
+
+    def to(self, device: torch.device) -> "Split":
+        """Return the split on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, index: np.ndarray) -> "Split":
+        """Return the images at `index` int64 (n,), copied."""
+        at = torch.from_numpy(index).to(self.images.device)
+        return Split(self.images[at].contiguous(), self.labels[at])
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What a source gives: `test` is None where the set has none of its own.
+
+    Raises:
+        DataError: a dtype, shape, count or label does not fit.
+    """
+
+    name: str
+    train: Split
+    test: Split | None
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check what was given."""
+        what, n_classes, shape = f"dataset={self.name}", len(self.classes), tuple(self.train.images.shape[1:])
+        if n_classes < 2:
+            raise DataError(f"{what}: has {n_classes} class ({', '.join(self.classes)}), needs at least 2: add a class")
+        for part, s in (("train", self.train), ("test", self.test)):
+            if s is None:
+                continue
+            if s.images.dtype != torch.uint8 or s.images.ndim != 4 or s.labels.dtype != torch.int64 or s.labels.ndim != 1:
+                got = f"{s.images.dtype} {tuple(s.images.shape)} and {s.labels.dtype} {tuple(s.labels.shape)}"
+                raise DataError(
+                    f"{what}: {part} images and labels are {got}, expected uint8 (N, C, H, W) and int64 (N,): fetch the files anew"
+                )
+            if len(s.images) != len(s.labels) or not len(s.images) or tuple(s.images.shape[1:]) != shape:
+                got = f"{tuple(s.images.shape)} images and {len(s.labels)} labels"
+                raise DataError(f"{what}: {part} has {got}, expected as many of each, of shape {shape}: fetch the files anew")
+            low, high = int(s.labels.min()), int(s.labels.max())
+            if low < 0 or high >= n_classes:
+                raise DataError(f"{what}: {part} labels are {low}..{high}, expected 0..{n_classes - 1}: fetch the files anew")
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all the images."""
+        return self.train.images.numel() + (0 if self.test is None else self.test.images.numel())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of `dataset`, which is the name of what was really used. val is never test data."""
+
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    dataset: str
+
+    def to(self, device: torch.device) -> "Splits":
+        """Return the splits on `device`."""
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def mean(self) -> Tensor:
+        """float32 (C,), 0..1: mean pixel of the train split, a channel at a time."""
+        return self._statistics[0]
+
+    @property
+    def std(self) -> Tensor:
+        """float32 (C,), 0..1: standard deviation of the train split's pixels; 1 where a channel is constant."""
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        # Counts of the 256 values: exact, and no float copy of the set.
+        images = self.train.images
+        counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])  # (C, 256)
+        share = counts.double().cpu() / counts[0].sum().cpu()
+        value = torch.arange(256, dtype=torch.float64) / 255
+        mean = share @ value  # (C,)
+        std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt()  # (C,)
+        std[(counts > 0).sum(1).cpu() == 1] = 1.0
+        return mean.float().to(images.device), std.float().to(images.device)
+
+
+def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices to keep and those held out, both ascending.
+
+    Args:
+        labels: int64 (N,), on the CPU.
+        fraction: share held out, 0..1; a class loses that share of its images, to within one.
+        seed: the only thing that the choice depends on besides the labels.
+
+    Raises:
+        ValueError: a class has fewer than 2 images, or a side would hold fewer images than there are classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    keep, held = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels.numpy(), random_state=seed)
+    return np.sort(keep), np.sort(held)
+
+
+def split(raw: RawData, val_fraction: float, seed: int) -> Splits:
+    """Return the splits of `raw`.
+
+    Args:
+        raw: what a source gave, on the CPU.
+        val_fraction: share of the training images held out, 0..1.
+        seed: of the val split; a test split cut here does not depend on it.
+
+    Raises:
+        DataError: a class, or the whole set, has too few images.
+    """
+    train, test = raw.train, raw.test
+    check_counts(raw.name, raw.classes, train.labels, has_test=test is not None)
+    if test is None:
+        keep, held = stratified(train.labels, TEST_FRACTION, TEST_SEED)
+        train, test = train.take(keep), train.take(held)
+    try:
+        keep, held = stratified(train.labels, val_fraction, seed)
+    except ValueError as error:
+        got = f"val_fraction={val_fraction} of {len(train)} images in {len(raw.classes)} classes"
+        rule = "train and val must each hold an image a class"
+        raise DataError(f"dataset={raw.name}: {got}: {rule}: raise val_fraction (at most 0.5) or add images") from error
+    return Splits(train.take(keep), train.take(held), test, raw.classes, raw.name)
+
+
+def check_counts(name: str, classes: tuple[str, ...], labels: Tensor, *, has_test: bool) -> None:
+    """Check that every class has enough images to be split.
+
+    Raises:
+        DataError: a class has fewer than 2, or fewer than 5 where a test split is to be cut too.
+    """
+    least, what_for = (MIN_IMAGES, "train and val") if has_test else (MIN_IMAGES_UNSPLIT, "train, val and a 20 % test split")
+    for label, n in enumerate(torch.bincount(labels, minlength=len(classes)).tolist()):
+        if n < least:
+            got = f"class {classes[label]} has {n} images for training"
+            raise DataError(f"dataset={name}: {got}, needs at least {least} for {what_for}: add images or drop the class")

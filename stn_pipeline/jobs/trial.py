@@ -1,0 +1,113 @@
+"""One tracked training, and one tracked evaluation: the network, the loop and the run brought together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from stn_pipeline import figures
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import Split, Splits
+from stn_pipeline.model import Network, build
+from stn_pipeline.tracking import Run
+from stn_pipeline.training import Checkpoint, Record, Scores, calibration, fit, report, score
+
+SHOWN_EACH_EPOCH = 12
+SHOWN_AT_THE_END = 8
+
+
+def run_trial(
+    config: TrainConfig,
+    splits: Splits,
+    run: Run,
+    *,
+    resume: Checkpoint | None = None,
+    watch: Callable[[Record], object] = lambda record: None,
+    tick: Callable[[int], object] | None = None,
+) -> Checkpoint:
+    """Train, logging every epoch and keeping a checkpoint after it; the test split is not touched.
+
+    `config.dataset` is the one really used, `splits` lie on the device, `resume` is where to go on from. `watch` is told
+    each epoch's numbers and may raise to stop; `tick` is told the number of images after each step.
+    """
+    network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(splits.train.images.device)
+    shown = splits.val.images[:SHOWN_EACH_EPOCH].float() / 255
+    last = resume
+    for epoch in fit(network, splits.train, splits.val, config, resume.state if resume else None, tick):
+        run.log_epoch(epoch.record, _strip(network, shown))
+        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state)
+        run.log_checkpoint(last)
+        watch(epoch.record)
+    if last is None:
+        raise ValueError("run_trial trained nothing: epochs must be >= 1")
+    return last
+
+
+@torch.inference_mode()
+def _strip(network: Network, images: torch.Tensor) -> Any:
+    if network.transformer is None:
+        return None
+    network.eval()
+    warped, _ = network.warp(images)
+    return figures.warp_strip(images.cpu().numpy(), warped.float().cpu().numpy())
+
+
+def evaluate_run(
+    run: Run, network: Network, split: Split, classes: tuple[str, ...], *, name: str, title: str, model_id: str | None = None
+) -> dict[str, Any]:
+    """Score a network on a split, log metrics, report.json and pictures; return the report.
+
+    `name` is the split's, and the metrics' prefix.
+    """
+    scores = score(network, split)
+    summary = report(scores, classes)
+    run.log_scores(name, summary, model_id)
+    run.log_json(
+        "confusion_matrix.json", {"classes": list(classes), "rows": "true", "columns": "predicted", "counts": scores.confusion.tolist()}
+    )
+    run.log_files(_pictures(network, split, classes, scores, title))
+    return summary
+
+
+@torch.inference_mode()
+def _pictures(network: Network, split: Split, classes: tuple[str, ...], scores: Scores, title: str) -> dict[str, bytes]:
+    bins = calibration(scores)
+    pictures = {
+        "confusion_matrix.png": figures.confusion_matrix(scores.confusion.numpy(), classes, title),
+        "reliability.png": figures.reliability(bins.confidence, bins.accuracy, bins.count, bins.error, title),
+    }
+    images = split.images[:SHOWN_AT_THE_END].float() / 255
+    warped, points = network.eval().warp(images)
+    if points is not None:
+        labels = [classes[i] for i in scores.labels[: len(images)]]
+        predicted = [classes[i] for i in scores.predicted[: len(images)]]
+        arrays = [tensor.float().cpu().numpy() for tensor in (images, warped, points)]
+        pictures["warps.png"] = figures.warps(arrays[0], arrays[1], arrays[2], labels, predicted, title)
+    return {name: figures.to_png(figure) for name, figure in pictures.items()}
+
+
+def in_words(scores: dict[str, Any]) -> str:
+    """Return loss, accuracy and its interval, as in `loss 0.0312 nats, accuracy 0.9905 (95 % CI 0.9884 to 0.9922, n=10000)`."""
+    low, high = scores["accuracy_95"]
+    return f"loss {scores['loss']:.4f} nats, accuracy {scores['accuracy']:.4f} (95 % CI {low:.4f} to {high:.4f}, n={scores['n']})"
+
+
+def headline(title: str, scores: dict[str, Any], note: str, split: str = "test") -> str:
+    """Return the Markdown at the top of a run's page: the answer, the hardest classes, where the pictures are."""
+    hardest = sorted(scores["per_class"].items(), key=lambda item: item[1]["f1"])[:3]
+    return "\n\n".join(
+        (
+            f"**{title}**: {split} {in_words(scores)}",
+            f"{note}. Hardest classes by F1: " + ", ".join(f"{name} {row['f1']:.3f}" for name, row in hardest) + ".",
+            "Pictures under Artifacts: `warps.png` (where the network looks), `confusion_matrix.png`, `reliability.png`, `curves.png`; "
+            "per-class figures in `report.json`. One run is an anecdote: compare several seeds before you believe a difference.",
+        )
+    )
+
+
+def curves_picture(history: list[dict[str, Any]], best_epoch: int, title: str) -> bytes:
+    """Return curves.png: losses and accuracies by epoch."""
+    number, train_loss, val_loss, train_accuracy, val_accuracy = (
+        [record[key] for record in history] for key in ("number", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
+    )
+    return figures.to_png(figures.curves(number, train_loss, val_loss, train_accuracy, val_accuracy, best_epoch, title))

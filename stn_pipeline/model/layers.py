@@ -1,0 +1,82 @@
+"""Convolutions with CoordConv, and the stage conv -> pool -> relu of which both nets are made.
+
+Legend: B batch, C channels, (H, W) input size, k kernel side.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stn_pipeline.errors import ConfigError
+from stn_pipeline.transforms import lattice
+
+SMALLEST_SIDE = 4
+UNPADDED_SIDE = 22
+
+
+class Options(NamedTuple):
+    """What all convolutions of a network share: padded to keep their size, given x and y, given r too."""
+
+    padded: bool
+    coordconv: bool
+    coordconv_r: bool
+
+    @classmethod
+    def for_image(cls, image_size: tuple[int, int], coordconv: bool, coordconv_r: bool) -> Self:
+        """Return the options for an image size (H, W).
+
+        The report's nets are not padded; below 22 pixels a side that would leave the localiser less than 2x2 features.
+        Raises: ConfigError below 4 pixels a side, where two poolings leave nothing.
+        """
+        if min(image_size) < SMALLEST_SIDE:
+            height, width = image_size
+            raise ConfigError(
+                f"images are {height}x{width} px: both sides must be >= {SMALLEST_SIDE} px, for two poolings; use larger images"
+            )
+        return cls(min(image_size) < UNPADDED_SIDE, coordconv, coordconv_r)
+
+
+class CoordConv2d(nn.Conv2d):
+    """A convolution that also sees where it is: the channels x, y (and r) are appended to its input.
+
+    Convention: x and y are the pixel centres in [-1, 1], each axis scaled by its own size; r = sqrt(x² + y²), the
+    distance from the centre.
+    Source:  Liu et al. 2018, sec. 3 (arXiv:1807.03247).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: int, image_size: tuple[int, int], radius: bool):
+        super().__init__(in_channels + 2 + radius, out_channels, kernel_size, padding=padding)
+        x, y = lattice(*image_size).T.view(2, 1, *image_size)
+        channels = [x, y, torch.sqrt(x**2 + y**2)] if radius else [x, y]
+        self.register_buffer("coordinates", torch.stack(channels, dim=1), persistent=False)  # (1, 2 or 3, H, W)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve (B, C, H, W) and its coordinates."""
+        coordinates = self.get_buffer("coordinates").to(input.dtype).expand(len(input), -1, -1, -1)
+        return super().forward(torch.cat((input, coordinates), dim=1))
+
+
+class Stage(nn.Module):
+    """Convolution, 2x2 max pooling, channel dropout (where asked), ReLU: (B, C, H, W) -> (B, out, h, w).
+
+    The order is for speed and changes nothing: dropout scales a whole channel by a number >= 0, so it may follow the
+    pooling. `size` is the (h, w) that comes out.
+    """
+
+    def __init__(self, channels: tuple[int, int], kernel: int, image_size: tuple[int, int], options: "Options", *, dropout: bool = False):
+        super().__init__()
+        padding = kernel // 2 if options.padded else 0
+        self.conv = (
+            CoordConv2d(*channels, kernel, padding, image_size, options.coordconv_r)
+            if options.coordconv
+            else nn.Conv2d(*channels, kernel, padding=padding)
+        )
+        self.dropout = nn.Dropout2d() if dropout else nn.Identity()
+        height, width = ((side + 2 * padding - kernel + 1) // 2 for side in image_size)
+        self.size = (height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled, rectified features."""
+        return F.relu(self.dropout(F.max_pool2d(self.conv(x), 2)))

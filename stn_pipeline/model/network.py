@@ -1,0 +1,114 @@
+"""The report's network: an optional spatial transformer before a small convolutional classifier.
+
+Legend: B batch, C channels, (H, W) image size, K classes.
+"""
+
+import math
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.model.layers import Options, Stage
+from stn_pipeline.model.sampler import sample
+from stn_pipeline.model.spatial_transformer import Localisation, SpatialTransformer
+
+
+class Classifier(nn.Module):
+    """The report's classifier: (B, C, H, W) -> logits (B, K)."""
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], n_classes: int, options: Options):
+        super().__init__()
+        first = Stage((in_channels, 10), 5, image_size, options)
+        second = Stage((10, 20), 5, first.size, options, dropout=True)
+        self.stages = nn.Sequential(first, second)
+        self.hidden = nn.Linear(20 * math.prod(second.size), 50)
+        self.dropout = nn.Dropout()
+        self.logits = nn.Linear(50, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        hidden = F.relu(self.hidden(self.stages(x).flatten(1)))
+        logits: Tensor = self.logits(self.dropout(hidden))
+        return logits
+
+
+class Network(nn.Module):
+    """Images in [0, 1] in, logits out.
+
+    The image is warped as it is and normalised after that: so zero padding is black, as the background of the digits.
+    `mean` and `std`, (C,), belong to the model and travel with it.
+    """
+
+    def __init__(self, config: TrainConfig, image_shape: tuple[int, int, int], n_classes: int):
+        super().__init__()
+        channels, *size = image_shape
+        image_size = (size[0], size[1])
+        self.image_shape = image_shape
+        self.transformer = (
+            None
+            if config.transform == "none"
+            else SpatialTransformer(
+                channels,
+                image_size,
+                config.transform,
+                padding=config.padding,
+                coordconv=config.coordconv,
+                coordconv_r=config.coordconv_r,
+            )
+        )
+        options = Options.for_image(image_size, config.coordconv, config.coordconv_r)
+        self.classifier = Classifier(channels, image_size, n_classes, options)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        _initialise(self, config.seed)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (images - mean) / std, channel by channel."""
+        mean, std = self.get_buffer("mean").view(-1, 1, 1), self.get_buffer("std").view(-1, 1, 1)
+        return (images - mean) / std
+
+    def warp(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the classifier sees, before normalising, and the sampling grid (B, h, w, 2), None without a transformer."""
+        if self.transformer is None:
+            return images, None
+        points = self.transformer.points(self.normalise(images))
+        return sample(images, points, self.transformer.padding), points
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        warped, _ = self.warp(images)
+        logits: Tensor = self.classifier(self.normalise(warped))
+        return logits
+
+
+def _initialise(network: Network, seed: int) -> None:
+    """Draw each layer from a generator of its own, seeded by the seed and the layer's name.
+
+    So two arms of a comparison start from the same weights wherever their shapes agree.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for name, module in network.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+                module.reset_parameters()
+    for module in network.modules():
+        if isinstance(module, Localisation):
+            module.reset_to_identity()
+
+
+def build(
+    config: TrainConfig, image_shape: tuple[int, int, int], n_classes: int, mean: Tensor | None = None, std: Tensor | None = None
+) -> Network:
+    """Return the network that the knobs describe, on the CPU, at its seed's initial weights.
+
+    `mean` and `std`, (C,) in 0..1, are the training pixels'.
+    Raises: ConfigError if the image is under 4 pixels a side.
+    """
+    network = Network(config, image_shape, n_classes)
+    if mean is not None and std is not None:
+        network.get_buffer("mean").copy_(mean)
+        network.get_buffer("std").copy_(std)
+    return network

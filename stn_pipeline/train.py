@@ -1,0 +1,63 @@
+"""Train one network and evaluate it, as one MLflow run: `python -m stn_pipeline.train --transform diffeo`."""
+
+from collections.abc import Sequence
+
+from stn_pipeline import cli
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.errors import ConfigError
+
+RESUME_HELP = "id of an interrupted run to go on with, from its last whole epoch; only --device may be given with it"
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train as the flags say."""
+    given = cli.parse(TrainConfig, argv, "Train a spatial transformer network and evaluate it, as one MLflow run.", {"resume": RESUME_HELP})
+    run_id = given.pop("resume", None)
+    if run_id is None:
+        config = TrainConfig.parse(given)
+    elif extra := given.keys() - {"device"}:
+        raise ConfigError(f"{sorted(extra)[0]}: the knobs of a resumed run are its own; give --resume alone, or with --device")
+
+    # Only now: torch and MLflow take seconds to import, and a bad flag should not wait for them.
+    from stn_pipeline import jobs, tracking
+    from stn_pipeline.data import load
+    from stn_pipeline.progress import Progress
+    from stn_pipeline.training.device import describe, resolve
+
+    resume = None
+    if run_id is not None:
+        tracking.check_resumable(run_id)
+        resume = tracking.load_checkpoint(run_id)
+        config = TrainConfig.parse(resume.config.model_dump() | given)
+    device = resolve(config.device, config.precision)
+    splits = load(config, device)
+    config = config.model_copy(update={"dataset": splits.dataset})
+
+    title = f"{config.arm} {splits.dataset.rpartition('/')[2]} s{config.seed}"
+    with tracking.open_run(title, config, resume=run_id, device=describe(device)) as run:
+        counts = f"{len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test images"
+        print(f"run {run.id}  {title}  {counts}, on {describe(device)}", flush=True)
+        if resume is None:
+            tracking.log_data(splits)
+        with Progress(config.epochs, len(splits.train), resume.state.epoch if resume else 0) as progress:
+            last = jobs.run_trial(config, splits, run, resume=resume, watch=progress.watch, tick=progress.tick)
+
+        network = last.build_best()
+        model_id = run.log_model(network, splits.test.images[:2].cpu().float().div(255).numpy())
+        scores = jobs.evaluate_run(
+            run, network.to(device), splits.test, splits.classes, name="test", title=f"{title}, test", model_id=model_id
+        )
+        run.log_files({"curves.png": jobs.curves_picture(last.state.history, last.state.best_epoch, title)})
+        best = f"best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
+        run.describe(jobs.headline(title, scores, best))
+        print(f"{jobs.in_words(scores)}, {best}")
+        print("see it: mlflow server --no-serve-artifacts, then http://127.0.0.1:5000")
+
+
+def main() -> None:
+    """Run the entry point."""
+    cli.run(train)
+
+
+if __name__ == "__main__":
+    main()

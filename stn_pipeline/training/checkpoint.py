@@ -1,0 +1,62 @@
+"""A checkpoint: everything that a run needs to go on, or to be scored again, in one file of tensors and plain values."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.model import Network, build
+from stn_pipeline.training.fit import State
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The knobs (dataset as it was really used), what the network was built for, and the training state."""
+
+    config: TrainConfig
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    state: State
+
+    def build_best(self) -> Network:
+        """Return the network at its best epoch's weights, on the CPU, in evaluation mode."""
+        network = build(self.config, self.image_shape, len(self.classes))
+        network.load_state_dict(self.state.best)
+        return network.eval()
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint."""
+    content: dict[str, Any] = {
+        "config": checkpoint.config.model_dump(),
+        "image_shape": checkpoint.image_shape,
+        "classes": checkpoint.classes,
+        "state": vars(checkpoint.state),
+    }
+    torch.save(content, path)
+
+
+def load_newest(paths: list[Path]) -> Checkpoint | None:
+    """Return the checkpoint that got furthest, or None where none can be read.
+
+    A kill in mid-write leaves a torn file: that one is passed over, which is why runs keep two in turn.
+    """
+    found = [checkpoint for checkpoint in map(_load, paths) if checkpoint is not None]
+    return max(found, key=lambda checkpoint: checkpoint.state.epoch, default=None)
+
+
+def _load(path: Path) -> Checkpoint | None:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile):
+        return None
+    return Checkpoint(
+        config=TrainConfig.parse(content["config"]),
+        image_shape=tuple(content["image_shape"]),
+        classes=tuple(content["classes"]),
+        state=State(**content["state"]),
+    )

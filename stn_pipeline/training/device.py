@@ -1,0 +1,46 @@
+"""Where a network is trained, and the arithmetic it runs in."""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from stn_pipeline.errors import ConfigError
+
+
+def resolve(device: str, precision: str = "fp32") -> torch.device:
+    """Return the device that the knob names; auto is the first GPU, or the CPU.
+
+    Raises: ConfigError for a GPU that is not there, or for tf32 without one.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs: give device=cpu or auto")
+    if precision == "tf32" and resolved.type != "cuda":
+        raise ConfigError(f"precision=tf32: needs a GPU, got device={device}: give precision=fp32 or bf16")
+    return resolved
+
+
+def describe(device: torch.device) -> str:
+    """Return the device's own name, as in `NVIDIA H100 80GB HBM3` or `cpu x86_64, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Run convolutions and products in fp32, tf32 (GPU) or bf16 (autocast) inside the block."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value

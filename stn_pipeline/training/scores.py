@@ -1,0 +1,133 @@
+"""What a network is worth on a split: loss, accuracy and its interval, confusion, precision and recall, calibration.
+
+Legend: N images, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stn_pipeline.data import Split
+from stn_pipeline.model import Network
+
+SCORING_BATCH = 500
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one network on one split.
+
+    loss: mean cross-entropy, nats per image.   accuracy: 0..1.   n: N.   n_classes: K.
+    labels, predicted: (N,) int64, 0..K-1.   confidence: (N,) probability of the predicted class.  All on the CPU.
+    """
+
+    loss: float
+    labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    n_classes: int
+
+    @property
+    def n(self) -> int:
+        """Number of images scored."""
+        return len(self.labels)
+
+    @property
+    def n_right(self) -> int:
+        """Number of images classified rightly."""
+        return int((self.predicted == self.labels).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images classified rightly, 0..1."""
+        return self.n_right / self.n
+
+    @property
+    def confusion(self) -> Tensor:
+        """(K, K) counts, rows true, columns predicted."""
+        k = self.n_classes
+        return torch.bincount(self.labels * k + self.predicted, minlength=k * k).view(k, k)
+
+
+@torch.inference_mode()
+def score(network: Network, split: Split, forward: Callable[[Tensor], Tensor] | None = None) -> Scores:
+    """Score a network on a split, in evaluation mode; the network is left in the mode it was in.
+
+    `forward` replaces the network's own, for arithmetic or layout.
+    """
+    was_training = network.training
+    network.eval()
+    losses, predicted, confidence = [], [], []
+    for first in range(0, len(split), SCORING_BATCH):
+        batch = slice(first, first + SCORING_BATCH)
+        logits = (forward or network)(split.images[batch].float() / 255).float()
+        losses.append(F.cross_entropy(logits, split.labels[batch], reduction="none"))
+        top = logits.softmax(dim=1).max(dim=1)
+        predicted.append(top.indices)
+        confidence.append(top.values)
+    network.train(was_training)
+    return Scores(
+        loss=torch.cat(losses).double().mean().item(),
+        labels=split.labels.cpu(),
+        predicted=torch.cat(predicted).cpu(),
+        confidence=torch.cat(confidence).cpu(),
+        n_classes=network.classifier.logits.out_features,
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability by confidence: per bin mean confidence, accuracy (NaN where empty) and count; and the mean gap.
+
+    error: expected calibration error, 0..1, the count-weighted mean of |accuracy - confidence| (Guo et al. 2017, eq. 3).
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+    error: float
+
+
+def calibration(scores: Scores, n_bins: int = CALIBRATION_BINS) -> Calibration:
+    """Return the calibration over bins of equal width, each (low, high]."""
+    confidence = scores.confidence.double().numpy()
+    right = (scores.predicted == scores.labels).double().numpy()
+    bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    count = np.bincount(bins, minlength=n_bins)
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(bins, confidence, n_bins) / count
+        accuracy = np.bincount(bins, right, n_bins) / count
+    error = float(np.nansum(np.abs(accuracy - mean_confidence) * count) / count.sum())
+    return Calibration(mean_confidence, accuracy, count, error)
+
+
+def report(scores: Scores, classes: tuple[str, ...]) -> dict[str, object]:
+    """Return everything there is to say of the scores, ready for JSON.
+
+    accuracy_95 is Wilson's interval; precision, recall and F1 are 0 where a class was never predicted or never seen.
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics import precision_recall_fscore_support
+
+    interval = binomtest(scores.n_right, scores.n).proportion_ci(0.95, method="wilson")
+    precision, recall, f1, support = precision_recall_fscore_support(
+        scores.labels.numpy(), scores.predicted.numpy(), labels=range(scores.n_classes), zero_division=0
+    )
+    per_class = {
+        name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+        for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+    }
+    return {
+        "n": scores.n,
+        "loss": scores.loss,
+        "accuracy": scores.accuracy,
+        "accuracy_95": [float(interval.low), float(interval.high)],
+        "calibration_error": calibration(scores).error,
+        "macro_f1": float(np.mean(f1)),
+        "per_class": per_class,
+    }

@@ -1,0 +1,45 @@
+"""What a family of warps is: a name, a size, an identity and a function of points."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stn_pipeline.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One family of warps, from target (output) points to source (input) points.
+
+    name: as the knob `transform` spells it.
+    identity: theta of the identity, (P,) unitless; the localiser's last bias starts there.
+    warp: (theta (B, P), target points (N, 2)) -> source points (B, N, 2), not clamped.
+    source: where the family is defined.
+    inverse: theta -> theta of the inverse warp, where the family is closed under inversion in theta.
+    """
+
+    name: str
+    identity: tuple[float, ...]
+    warp: Callable[[Tensor, Tensor], Tensor]
+    source: str
+    inverse: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def n_params(self) -> int:
+        """P, the size of theta."""
+        return len(self.identity)
+
+    def __call__(self, theta: Tensor, points: Tensor) -> Tensor:
+        """Warp target points (N, 2) by each row of theta (B, P) into source points (B, N, 2).
+
+        Computed at theta's precision, whatever autocast says: half a pixel is a visible shift at 8 bits of mantissa.
+        Raises: ShapeError if theta is not (B, P) or points is not (N, 2).
+        """
+        if theta.ndim != 2 or theta.shape[1] != self.n_params:
+            raise ShapeError(f"{self.name}: theta has shape {tuple(theta.shape)}, expected (B, {self.n_params})")
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ShapeError(f"{self.name}: points has shape {tuple(points.shape)}, expected (N, 2)")
+        with torch.autocast(theta.device.type, enabled=False):
+            return self.warp(theta, points)
