@@ -49,7 +49,7 @@ def _check_device(name: Any) -> Any:
     kind, _, index = str(name).partition(":")
     if name in ("auto", "cpu", "cuda") or kind == "cuda" and index.isdecimal():
         return name
-    raise ValueError(f"choose auto, cpu, cuda or cuda:N{did_you_mean(str(name), ('auto', 'cpu', 'cuda'))}")
+    raise ValueError("choose auto, cpu, cuda (a GPU) or cuda:N")
 
 
 DatasetName = Annotated[str, BeforeValidator(_check_dataset)]
@@ -198,7 +198,7 @@ def _explain(cls: type[Knobs], error: ErrorDetails) -> str:
         rule = f"choose {', '.join(choices_of(field))}{did_you_mean(str(got), choices_of(field))}"
     elif error["type"] in _RULES:
         rule = _RULES[error["type"]].format(**error.get("ctx", {}))
-        rule += "" if field.is_required() else f" (default {field.default})"
+        rule += "" if field.is_required() else f" (default {default_of(field)})"
     else:
         rule = error["msg"].removeprefix("Value error, ")
     return f"{name}={got}: {rule}"

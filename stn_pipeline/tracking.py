@@ -30,6 +30,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.utils.git_utils import get_git_commit
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from stn_pipeline import __version__
 from stn_pipeline.config import Knobs
@@ -42,6 +44,7 @@ EXPERIMENT = "stn"
 CHECKPOINTS = "checkpoint"
 NAME_BY_MLFLOW = re.compile(r"[a-z]+-[a-z]+-\d+")
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -199,9 +202,13 @@ def _log_knobs(active: MlflowRun, knobs: Knobs) -> None:
 def _environment() -> dict[str, str]:
     me = psutil.Process()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "mlflow": mlflow.__version__, "stn_pipeline": __version__}
-    return {f"version.{name}": value for name, value in versions.items()} | {
-        "process": f"{socket.gethostname()} {me.pid} {me.create_time()}"
-    }
+    commit = get_git_commit(str(Path(__file__).parent))
+    code = {MLFLOW_GIT_COMMIT: commit} if commit else {}
+    return (
+        code
+        | {f"version.{name}": value for name, value in versions.items()}
+        | {"process": f"{socket.gethostname()} {me.pid} {me.create_time()}"}
+    )
 
 
 def log_data(splits: Splits) -> None:

@@ -1,0 +1,55 @@
+"""What the tests share: an empty folder with a store of its own, and the entry points as real processes in it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MNIST_FILE = "MNIST/raw/train-images-idx3-ubyte"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """An empty folder in which entry points run as processes, away from the user's own runs and caches."""
+
+    path: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        paths = os.pathsep.join((str(Path(sys.executable).parent), kept["PATH"]))
+        return kept | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self.path / "cache"), "PATH": paths, "PYTHONUNBUFFERED": "1"}
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.path, env=self.environment | environment, stdout=pipe, stderr=pipe, text=True)
+
+    def start_module(self, module: str, *flags: str, **environment: str) -> subprocess.Popen[str]:
+        return self.start(sys.executable, "-m", f"stn_pipeline.{module}", *flags, **environment)
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*command, **environment)
+        out, err = process.communicate(timeout=600)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def run_module(self, module: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", f"stn_pipeline.{module}", *flags, **environment)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+def data_dir() -> str:
+    """Return the folder with the real data sets: STN_TEST_DATA, or the one beside the repository."""
+    return os.environ.get("STN_TEST_DATA", str(ROOT.parent / "shared" / "data"))
+
+
+needs_mnist = pytest.mark.skipif(
+    not (Path(data_dir()) / MNIST_FILE).exists(), reason=f"needs {MNIST_FILE} under STN_TEST_DATA (or ../shared/data)"
+)

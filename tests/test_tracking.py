@@ -1,0 +1,161 @@
+"""What one training leaves in MLflow, read back through MLflow's own client from a real SQLite store."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from stn_pipeline import evaluate, train
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.errors import DataError, DivergedError, RunError
+from stn_pipeline.tracking import load_checkpoint, open_run
+from stn_pipeline.training import score
+
+FLAGS = "--dataset digits --transform diffeo --epochs 3 --device cpu".split()
+EPOCH_METRICS = {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "time/epoch_s", "speed/images_per_s"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Work in an empty folder with a store of its own; nothing of the user's environment leaks in."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            patch.delenv(name, raising=False)
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        yield folder
+        mlflow.set_tracking_uri(None)
+
+
+def runs() -> list[mlflow.entities.Run]:
+    return mlflow.search_runs(search_all_experiments=True, output_format="list")
+
+
+@pytest.fixture(scope="module")
+def trained(store):
+    train.train(FLAGS)
+    (run,) = runs()
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    return Path(mlflow.artifacts.download_artifacts(run_id=trained.info.run_id, dst_path=str(tmp_path_factory.mktemp("artifacts"))))
+
+
+def test_the_run_says_what_it_is(trained):
+    assert (trained.info.run_name, trained.info.status) == ("diffeo digits s0", "FINISHED")
+    assert mlflow.get_experiment(trained.info.experiment_id).name == "stn"
+    assert {"device", "version.torch", "version.mlflow", "version.python", "mlflow.source.git.commit"} <= set(trained.data.tags)
+    note = trained.data.tags["mlflow.note.content"]
+    assert note.startswith(f"**diffeo digits s0**: test loss {trained.data.metrics['test/loss']:.4f} nats, accuracy ")
+
+
+def test_every_knob_is_a_param_and_config_yaml_gives_the_config_back(trained, folder):
+    config = TrainConfig.parse({"dataset": "digits", "transform": "diffeo", "epochs": 3, "device": "cpu"})
+    assert trained.data.params == {name: str(value) for name, value in config.model_dump().items()}
+    assert TrainConfig.parse(yaml.safe_load((folder / "config.yaml").read_text())) == config
+
+
+def test_epochs_are_metrics_with_steps_from_1(trained):
+    client = mlflow.MlflowClient()
+    for name in EPOCH_METRICS | {"warp/shift", "warp/outside", "warp/log_det"}:
+        assert [point.step for point in client.get_metric_history(trained.info.run_id, name)] == [1, 2, 3], name
+
+
+def test_the_artifacts_are_there_and_agree(trained, folder):
+    names = {path.name for path in folder.iterdir()}
+    assert {"confusion_matrix.png", "confusion_matrix.json", "curves.png", "warps.png", "report.json", "config.yaml"} <= names
+    for picture in folder.glob("*.png"):
+        assert min(Image.open(picture).size) > 300
+    report = json.loads((folder / "report.json").read_text())
+    counts = np.array(json.loads((folder / "confusion_matrix.json").read_text())["counts"])
+    assert counts.sum() == report["n"] == 360
+    assert counts.trace() / 360 == report["accuracy"] == trained.data.metrics["test/accuracy"]
+    assert report["accuracy_95"][0] < report["accuracy"] < report["accuracy_95"][1]
+
+
+def test_the_warps_are_an_image_for_every_epoch(folder):
+    steps = {path.name.split("step+")[1].split("+")[0] for path in (folder / "images").glob("warps*.png")}
+    assert steps == {"1", "2", "3"}
+
+
+def test_the_inputs_name_the_splits_with_digests(trained):
+    inputs = {tag.value: entry.dataset for entry in trained.inputs.dataset_inputs for tag in entry.tags}
+    assert {context: dataset.name for context, dataset in inputs.items()} == {
+        "train": "digits-train-1293", "val": "digits-val-144", "test": "digits-test-360",
+    }  # fmt: skip
+    assert len({dataset.digest for dataset in inputs.values()}) == 3
+
+
+def test_the_logged_model_is_the_best_epochs_network(trained):
+    network = load_checkpoint(trained.info.run_id).build_best()
+    model = mlflow.pyfunc.load_model(f"runs:/{trained.info.run_id}/model")
+    images = torch.rand(5, 1, 8, 8)
+    with torch.inference_mode():
+        expected = network(images).numpy()
+    np.testing.assert_allclose(model.predict(images.numpy()), expected, atol=1e-5, rtol=0)
+    assert model.metadata.get_input_schema() is not None
+
+
+def test_eval_scores_the_run_again_in_a_run_of_its_own(trained):
+    evaluate.evaluate(["--run_id", trained.info.run_id])
+    evaluation = next(run for run in runs() if run.info.run_name.startswith("eval"))
+    assert evaluation.data.tags["evaluated_run"] == evaluation.data.tags["mlflow.parentRunId"] == trained.info.run_id
+    for name in ("test/loss", "test/accuracy"):
+        assert evaluation.data.metrics[name] == trained.data.metrics[name]
+    evaluate.evaluate(["--run_id", trained.info.run_id, "--split", "val"])
+    best = load_checkpoint(trained.info.run_id).state
+    assert runs()[0].data.metrics["val/loss"] == pytest.approx(best.best_val_loss, abs=1e-6)
+
+
+def test_the_checkpoint_holds_the_network_that_was_scored(trained):
+    from stn_pipeline.data import load
+
+    checkpoint = load_checkpoint(trained.info.run_id)
+    assert score(checkpoint.build_best(), load(checkpoint.config).test).loss == pytest.approx(trained.data.metrics["test/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "text"),
+    [
+        (["--resume", "{run}"], RunError, "resume={run}: the run is finished, nothing is left to train: start a new one with more epochs"),
+        (["--resume", "nope"], RunError, "run_id=nope: no such run in the store sqlite"),
+        (["--dataset", "folder:/nowhere"], DataError, "/nowhere"),
+        (["--dataset", "mnist", "--data_dir", "/proc/nothing"], DataError, "mnist"),
+    ],
+)
+def test_bad_input_leaves_no_run(trained, flags, error, text):
+    before = len(runs())
+    with pytest.raises(error, match=text.format(run=trained.info.run_id)) as caught:
+        train.train([flag.format(run=trained.info.run_id) for flag in flags])
+    assert "\n" not in str(caught.value)
+    assert len(runs()) == before
+
+
+def test_eval_refuses_a_set_of_another_shape(trained, tmp_path):
+    for part, label, at in [(p, c, i) for p in ("train", "test") for c in ("a", "b", "c") for i in range(20)]:
+        folder = tmp_path / part / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), at * 10).save(folder / f"{at}.png")
+    before = len(runs())
+    with pytest.raises(DataError, match=r"images \(1, 8, 8\) in 3 classes; run \w+ was built for \(1, 8, 8\) in 10"):
+        evaluate.evaluate(["--run_id", trained.info.run_id, "--dataset", f"folder:{tmp_path}"])
+    assert len(runs()) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(DivergedError("loss is nan"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (ZeroDivisionError("x"), "FAILED")]
+)
+def test_a_run_that_breaks_is_closed_with_the_right_status(store, error, status):
+    with pytest.raises(type(error)), open_run("broken", TrainConfig()) as run:
+        raise error
+    closed = mlflow.get_run(run.id)
+    assert closed.info.status == status
+    assert ("error" in closed.data.tags) == (status == "FAILED")
