@@ -102,15 +102,7 @@ class Run:
 
     def log_scores(self, split: str, scores: dict[str, Any], model_id: str | None = None) -> None:
         """Log a split's scores, as training.report gives them: metrics, and report.json."""
-        low, high = scores["accuracy_95"]
-        metrics = {
-            f"{split}/loss": scores["loss"],
-            f"{split}/accuracy": scores["accuracy"],
-            f"{split}/accuracy_low": low,
-            f"{split}/accuracy_high": high,
-            f"{split}/calibration_error": scores["calibration_error"],
-            f"{split}/macro_f1": scores["macro_f1"],
-        }
+        metrics = {f"{split}/{name}": scores[name] for name in ("loss", "accuracy", "calibration_error")}
         mlflow.log_metrics(metrics, model_id=model_id)
         mlflow.log_dict(scores, "report.json")
 
@@ -158,6 +150,9 @@ def open_run(name: str, knobs: Knobs, *, resume: str | None = None, parent: str 
             mlflow.set_tag("mlflow.runName", name)
         if parent:
             mlflow.set_tag("mlflow.parentRunId", parent)
+        if "mlflow.experimentKind" not in mlflow.get_experiment(active.info.experiment_id).tags:
+            # Otherwise the UI opens the experiment as one of prompts and judges.
+            mlflow.MlflowClient().set_experiment_tag(active.info.experiment_id, "mlflow.experimentKind", "custom_model_development")
         _log_knobs(active, knobs)
         mlflow.set_tags(_environment() | {"device": device})
         yield run

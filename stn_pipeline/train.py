@@ -48,9 +48,9 @@ def train(argv: Sequence[str]) -> None:
             run, network.to(device), splits.test, splits.classes, name="test", title=f"{title}, test", model_id=model_id
         )
         run.log_files({"curves.png": jobs.curves_picture(last.state.history, last.state.best_epoch, title)})
-        best = f"best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
+        best = f"Best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
         run.describe(jobs.headline(title, scores, best))
-        print(f"{jobs.in_words(scores)}, {best}")
+        print(f"test {jobs.in_words(scores)}. {best}.")
         print("see it: mlflow server --no-serve-artifacts, then http://127.0.0.1:5000")
 
 

@@ -122,7 +122,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(workplace, client):
 
 
 def test_a_diverged_run_fails_with_what_where_and_the_learning_rate(workplace, client):
-    done = workplace.run_module("train", "--dataset", "digits", "--optimizer", "sgd", "--lr", "100", "--epochs", "5")
+    done = workplace.run_module("train", "--dataset", "digits", *"--optimizer sgd --lr 100 --weight_decay 10 --epochs 5".split())
     assert done.returncode == 1
     assert "error: training loss is nan at epoch" in done.stderr and "lr=100.0" in done.stderr and "Traceback" not in done.stderr
     run = only_run(client)
