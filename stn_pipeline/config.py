@@ -4,6 +4,7 @@ The command-line flags, the MLproject parameters, the params that MLflow shows, 
 knob table all come from these declarations.
 """
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -46,8 +47,7 @@ def _check_dataset(name: Any) -> Any:
 
 
 def _check_device(name: Any) -> Any:
-    kind, _, index = str(name).partition(":")
-    if name in ("auto", "cpu", "cuda") or kind == "cuda" and index.isdecimal():
+    if re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", str(name)):
         return name
     raise ValueError("choose auto, cpu, cuda (a GPU) or cuda:N")
 

@@ -49,7 +49,7 @@ def train(argv: Sequence[str]) -> None:
         )
         run.log_files({"curves.png": jobs.curves_picture(last.state.history, last.state.best_epoch, title)})
         best = f"Best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
-        run.describe(jobs.headline(title, scores, best))
+        run.describe(jobs.headline(title, scores, best + jobs.troubles(last.state.history)))
         print(f"test {jobs.in_words(scores)}. {best}.")
         print("see it: mlflow server --no-serve-artifacts, then http://127.0.0.1:5000")
 

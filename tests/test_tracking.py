@@ -1,6 +1,7 @@
 """What one training leaves in MLflow, read back through MLflow's own client from a real SQLite store."""
 
 import json
+import sys
 from pathlib import Path
 
 import mlflow
@@ -159,3 +160,14 @@ def test_a_run_that_breaks_is_closed_with_the_right_status(store, error, status)
     closed = mlflow.get_run(run.id)
     assert closed.info.status == status
     assert ("error" in closed.data.tags) == (status == "FAILED")
+
+
+def test_a_collapsed_run_says_so_while_it_runs_and_on_its_page(store, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["stn_pipeline.training.fit"], "PATIENCE_STEPS", 40)
+    flags = "--dataset digits --epochs 2 --lr 100 --device cpu --transform affine".split()
+    train.train(flags)
+    (run, *_) = runs()
+    out = capsys.readouterr()
+    assert "warning: epoch 2 looks collapsed: val accuracy 0." in out.out + out.err
+    assert run.data.tags["collapsed"] == "true" and "is at chance" in run.data.tags["collapsed.why"]
+    assert "**Looked collapsed** in 1 of 2 epochs, at last in epoch 2: val accuracy 0." in run.data.tags["mlflow.note.content"]

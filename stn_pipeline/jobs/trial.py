@@ -105,6 +105,15 @@ def headline(title: str, scores: dict[str, Any], note: str, split: str = "test")
     )
 
 
+def troubles(history: list[dict[str, Any]]) -> str:
+    """Return a sentence on the epochs that looked collapsed, or nothing where none did."""
+    troubled = [record for record in history if record["trouble"]]
+    if not troubled:
+        return ""
+    last = troubled[-1]
+    return f". **Looked collapsed** in {len(troubled)} of {len(history)} epochs, at last in epoch {last['number']}: {last['trouble']}"
+
+
 def curves_picture(history: list[dict[str, Any]], best_epoch: int, title: str) -> bytes:
     """Return curves.png: losses and accuracies by epoch."""
     number, train_loss, val_loss, train_accuracy, val_accuracy = (

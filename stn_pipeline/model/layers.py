@@ -54,7 +54,7 @@ class CoordConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, C, H, W) and its coordinates."""
-        coordinates = self.get_buffer("coordinates").to(input.dtype).expand(len(input), -1, -1, -1)
+        coordinates = self.get_buffer("coordinates").to(input.dtype).expand(input.shape[0], -1, -1, -1)
         return super().forward(torch.cat((input, coordinates), dim=1))
 
 

@@ -87,13 +87,12 @@ class Network(nn.Module):
 def _initialise(network: Network, seed: int) -> None:
     """Draw each layer from a generator of its own, seeded by the seed and the layer's name.
 
-    So two arms of a comparison start from the same weights wherever their shapes agree.
+    So two arms of a comparison start from the same weights wherever their shapes agree. Seeds torch's generator.
     """
-    with torch.random.fork_rng(devices=[]):
-        for name, module in network.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-                module.reset_parameters()
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            module.reset_parameters()
     for module in network.modules():
         if isinstance(module, Localisation):
             module.reset_to_identity()
@@ -107,7 +106,8 @@ def build(
     `mean` and `std`, (C,) in 0..1, are the training pixels'.
     Raises: ConfigError if the image is under 4 pixels a side.
     """
-    network = Network(config, image_shape, n_classes)
+    with torch.random.fork_rng(devices=[]):
+        network = Network(config, image_shape, n_classes)
     if mean is not None and std is not None:
         network.get_buffer("mean").copy_(mean)
         network.get_buffer("std").copy_(std)

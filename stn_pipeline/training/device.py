@@ -31,16 +31,20 @@ def describe(device: torch.device) -> str:
     return f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the block in which a forward pass runs in bf16, where the knob says so; backward passes stay outside."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 @contextmanager
-def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Run convolutions and products in fp32, tf32 (GPU) or bf16 (autocast) inside the block."""
+def arithmetic(precision: str) -> Iterator[None]:
+    """Run fp32 convolutions and products on the GPU as tf32, or as they are, inside the block."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        yield
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.fp32_precision = value

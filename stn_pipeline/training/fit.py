@@ -116,12 +116,12 @@ def fit(
         losses = torch.zeros(n_steps, device=device)
         n_right = torch.zeros((), dtype=torch.long, device=device)
         network.train()
-        with arithmetic(config.precision, device):
+        with arithmetic(config.precision):
             for index in range(n_steps):
                 set_learning_rate(optimizer, config, ((number - 1) * n_steps + index) / (config.epochs * n_steps))
                 picked = order[index * config.batch_size : (index + 1) * config.batch_size]
                 images = train.images.index_select(0, picked).float().div_(255)
-                loss, right = step(network, optimizer, images, train.labels.index_select(0, picked))
+                loss, right = step(network, optimizer, images, train.labels.index_select(0, picked), config.precision)
                 losses[index] = loss
                 n_right += right
                 if tick is not None:
@@ -129,6 +129,8 @@ def fit(
             _check_finite(losses, number, config)  # the epoch's first wait for the device
             seconds = time.perf_counter() - started
             val_scores = score(network, val)
+            if not math.isfinite(val_scores.loss):  # the last step alone may have blown the weights up
+                raise _diverged(f"validation loss is {val_scores.loss} after epoch {number}", config)
             diagnostics = diagnose(network, val.images[:DIAGNOSED_IMAGES])
 
         sizes = torch.full((n_steps,), config.batch_size, dtype=torch.double)
@@ -167,10 +169,12 @@ def _check_finite(losses: Tensor, epoch: int, config: TrainConfig) -> None:
     finite = torch.isfinite(losses).cpu()
     if not finite.all():
         first = int((~finite).nonzero()[0]) + 1
-        raise DivergedError(
-            f"training loss is {losses[first - 1].item()} at epoch {epoch}, step {first} of {len(losses)}, lr={config.lr}, "
-            f"loc_lr_multiplier={config.loc_lr_multiplier}: it must stay finite; try lr={config.lr / 10:g}"
-        )
+        raise _diverged(f"training loss is {losses[first - 1].item()} at epoch {epoch}, step {first} of {len(losses)}", config)
+
+
+def _diverged(what: str, config: TrainConfig) -> DivergedError:
+    localiser = "" if config.transform == "none" else f", loc_lr_multiplier={config.loc_lr_multiplier}"
+    return DivergedError(f"{what}, lr={config.lr}{localiser}: it must stay finite; try lr={config.lr / 10:g}")
 
 
 def _trouble(accuracy: float, labels: Tensor, outside: float, n_steps: int) -> str:

@@ -8,6 +8,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.model import Network
+from stn_pipeline.training.device import autocast
 
 
 def make_optimizer(network: Network, config: TrainConfig) -> Optimizer:
@@ -29,12 +30,13 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, progress: float
         group["lr"] = group["peak_lr"] * factor
 
 
-def step(network: Network, optimizer: Optimizer, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def step(network: Network, optimizer: Optimizer, images: Tensor, labels: Tensor, precision: str = "fp32") -> tuple[Tensor, Tensor]:
     """Take one step on images (B, C, H, W) in [0, 1] and labels (B,); return the mean loss and the count of right answers.
 
     Both stay on the device: reading them would wait for it.
     """
-    logits = network(images).float()
+    with autocast(precision, images.device):
+        logits = network(images).float()
     loss = F.cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

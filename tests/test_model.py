@@ -1,0 +1,403 @@
+"""The network: every part against the same thing written out by hand, every arm from the same start."""
+
+import io
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import stn_pipeline
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import Split
+from stn_pipeline.errors import ConfigError, ShapeError
+from stn_pipeline.model import Network, SpatialTransformer, build
+from stn_pipeline.model.layers import CoordConv2d, Options, Stage
+from stn_pipeline.model.sampler import sample
+from stn_pipeline.training.fit import fit
+from stn_pipeline.transforms import TRANSFORMS, lattice
+
+PADDINGS = ("zeros", "border", "reflection")
+SHAPES = [(1, 28, 28), (3, 32, 32), (1, 8, 8), (1, 60, 60), (2, 20, 36), (1, 4, 4), (1, 5, 23), (1, 21, 21), (1, 22, 22)]
+LAYERS = {"plain": {}, "coordconv": {"coordconv": True}, "coordconv-r": {"coordconv": True, "coordconv_r": True}}
+
+every_family = pytest.mark.parametrize("transform", TRANSFORMS)
+every_transform = pytest.mark.parametrize("transform", ["none", *TRANSFORMS])
+every_layer = pytest.mark.parametrize("layer", LAYERS)
+every_padding = pytest.mark.parametrize("padding", PADDINGS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads on shared cores wait for each other: ten times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def images(n: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network_of(shape: tuple[int, int, int] = (1, 28, 28), n_classes: int = 10, **knobs: object) -> Network:
+    """A network in eval mode, its pixels' mean and std not 0 and 1."""
+    mean, std = torch.linspace(0.2, 0.4, shape[0]), torch.linspace(0.3, 0.5, shape[0])
+    return build(TrainConfig.parse(knobs), shape, n_classes, mean, std).eval()
+
+
+def run_away(network: Network, seed: int) -> Network:
+    """Make the localiser say something wild, and different for every image."""
+    generator = torch.Generator().manual_seed(seed)
+    assert network.transformer is not None
+    with torch.no_grad():
+        for parameter in network.transformer.localisation.theta.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def error_of(kind: type[Exception], action: Callable[[], object]) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    return str(caught.value)
+
+
+def n_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# CoordConv and Stage
+
+
+def coordinates_by_hand(height: int, width: int, radius: bool) -> Tensor:
+    x = [[(2 * j + 1) / width - 1 for j in range(width)] for _ in range(height)]
+    y = [[(2 * i + 1) / height - 1 for _ in range(width)] for i in range(height)]
+    r = [[math.hypot(*pair) for pair in zip(*rows, strict=True)] for rows in zip(x, y, strict=True)]
+    return torch.tensor([x, y, r] if radius else [x, y])
+
+
+@pytest.mark.parametrize("radius", [False, True], ids=["x,y", "x,y,r"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_coordconv_is_a_convolution_of_the_image_and_its_coordinates(radius: bool, padding: int) -> None:
+    layer, x = CoordConv2d(2, 4, 3, padding, (5, 8), radius), images(3, 2, 5, 8)
+    joined = torch.cat((x, coordinates_by_hand(5, 8, radius).expand(3, -1, -1, -1)), dim=1)
+    assert layer.weight.shape == (4, 2 + 2 + radius, 3, 3)
+    torch.testing.assert_close(layer(x), F.conv2d(joined, layer.weight, layer.bias, padding=padding), atol=1e-6, rtol=0)
+
+
+@every_layer
+@pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_stage_is_convolution_dropout_pooling_relu(layer: str, padded: bool, dropout: bool, training: bool) -> None:
+    options = Options(padded, **{"coordconv": False, "coordconv_r": False, **LAYERS[layer]})
+    stage, x = Stage((2, 16), 5, (11, 14), options, dropout=dropout).train(training), images(6, 2, 11, 14)
+    torch.manual_seed(3)
+    ours = stage(x)
+    torch.manual_seed(3)
+    true = F.relu(F.max_pool2d(F.dropout2d(stage.conv(x), training=training and dropout), 2))
+    torch.testing.assert_close(ours, true, atol=1e-6, rtol=0)
+    assert ours.shape[2:] == stage.size == ((5, 7) if padded else (3, 5))
+    without = F.relu(F.max_pool2d(stage.conv(x), 2))
+    assert torch.allclose(ours, without, atol=1e-6) != (training and dropout)
+
+
+# Sizes and options
+
+
+ARMS = [(transform, layer, "zeros") for transform in ("none", *TRANSFORMS) for layer in LAYERS]
+ARMS += [(transform, "plain", padding) for transform in TRANSFORMS for padding in PADDINGS if padding != "zeros"]
+
+
+@pytest.mark.parametrize(("transform", "layer", "padding"), ARMS, ids=map("-".join, ARMS))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_size_and_option_builds_and_learns(transform: str, layer: str, padding: str, shape: tuple[int, int, int]) -> None:
+    network = network_of(shape, 7, transform=transform, padding=padding, **LAYERS[layer]).train()
+    logits = network(images(3, *shape))
+    assert logits.shape == (3, 7)
+    assert logits.isfinite().all()
+    F.cross_entropy(logits, torch.tensor([0, 3, 6])).backward()
+    gradients = [parameter.grad for parameter in network.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+@every_transform
+@pytest.mark.parametrize(("height", "width"), [(3, 28), (28, 3), (1, 1)])
+def test_images_under_4_pixels_are_refused(transform: str, height: int, width: int) -> None:
+    told = error_of(ConfigError, lambda: network_of((1, height, width), transform=transform))
+    assert told == f"images are {height}x{width} px: both sides must be >= 4 px, for two poolings; use larger images"
+
+
+def test_parameters_are_the_reports() -> None:
+    first = 10 * (1 * 5 * 5) + 10  # 28 -> 24 -> 12 px
+    second = 20 * (10 * 5 * 5) + 20  # 12 -> 8 -> 4 px
+    classifier = first + second + (20 * 4 * 4 * 50 + 50) + (50 * 10 + 10)
+    first = 8 * (1 * 7 * 7) + 8  # 28 -> 22 -> 11 px
+    second = 10 * (8 * 5 * 5) + 10  # 11 -> 7 -> 3 px
+    localiser = first + second + (10 * 3 * 3 * 32 + 32) + (32 * 6 + 6)
+    assert (classifier, localiser) == (21_840, 5_520)
+    assert n_parameters(network_of(transform="none")) == classifier
+    assert n_parameters(network_of(transform="affine")) == classifier + localiser
+
+
+@pytest.mark.parametrize(
+    ("size", "features"),
+    [
+        pytest.param((28, 28), 3 * 3, id="28 unpadded: 22 -> 11, 7 -> 3"),
+        pytest.param((22, 28), 2 * 3, id="22 unpadded: 16 -> 8, 4 -> 2"),
+        pytest.param((21, 28), 5 * 7, id="21 padded: 10, 5"),
+        pytest.param((4, 9), 1 * 2, id="4 padded: 2, 1"),
+    ],
+)
+def test_small_images_are_padded_so_that_the_localiser_still_sees_where(size: tuple[int, int], features: int) -> None:
+    transformer = SpatialTransformer(1, size)
+    assert transformer.localisation.hidden.in_features == 10 * features
+
+
+@every_layer
+def test_coordconv_adds_its_channels_to_all_convolutions_of_both_nets(layer: str) -> None:
+    more = len(LAYERS[layer]) and 1 + len(LAYERS[layer])
+    assert more == {"plain": 0, "coordconv": 2, "coordconv-r": 3}[layer]
+    extra = n_parameters(network_of(transform="affine", **LAYERS[layer])) - n_parameters(network_of(transform="affine"))
+    assert extra == more * (10 * 25 + 20 * 25 + 8 * 49 + 10 * 25)
+
+
+# The start
+
+
+@every_family
+@every_layer
+@every_padding
+@pytest.mark.parametrize("shape", [(1, 28, 28), (2, 20, 36)], ids=str)
+def test_every_family_starts_at_its_identity(transform: str, layer: str, padding: str, shape: tuple[int, int, int]) -> None:
+    network, x = network_of(shape, transform=transform, padding=padding, **LAYERS[layer]), images(4, *shape)
+    _, points = network.warp(x)
+    assert points is not None
+    assert torch.equal(points, lattice(*shape[1:]).view(1, *shape[1:], 2).expand_as(points))
+    torch.testing.assert_close(network(x), network.classifier(network.normalise(x)), atol=1e-5, rtol=0)
+
+
+@every_transform
+def test_a_seed_names_the_weights_to_the_last_bit(transform: str) -> None:
+    torch.manual_seed(1)
+    one = network_of(transform=transform, seed=5).state_dict()
+    torch.manual_seed(2)
+    other, third = network_of(transform=transform, seed=5).state_dict(), network_of(transform=transform, seed=6).state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    drawn = [name for name in one if name.endswith((".weight", ".bias")) and "localisation.theta" not in name]
+    assert not any(torch.equal(one[name], third[name]) for name in drawn)
+
+
+@every_layer
+def test_all_transforms_start_from_the_same_classifier_and_localiser(layer: str) -> None:
+    networks = [network_of(transform=transform, seed=5, **LAYERS[layer]).state_dict() for transform in ["none", *TRANSFORMS]]
+    for other in networks[1:]:
+        assert all(torch.equal(other[name], weight) for name, weight in networks[0].items())
+        shared = [name for name in other if "localisation" in name and "localisation.theta" not in name]
+        assert all(torch.equal(other[name], networks[1][name]) for name in shared)
+
+
+def test_layers_of_one_shape_start_differently() -> None:
+    network = network_of((10, 28, 28), transform="none", n_classes=50)
+    first, second = (network.classifier.stages[i].conv.weight for i in (0, 1))
+    assert not torch.equal(first, second[:10])
+
+
+def test_building_leaves_torchs_random_numbers_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    network_of(seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Warp, then normalise
+
+
+@every_family
+@pytest.mark.parametrize("seed", range(3))
+def test_black_stays_black_whatever_the_warp(transform: str, seed: int) -> None:
+    network = run_away(network_of((1, 16, 12), transform=transform), seed)
+    warped, points = network.warp(torch.zeros(4, 1, 16, 12))
+    assert points is not None and (points.abs() > 1).any()
+    assert (warped == 0).all()
+
+
+@every_family
+def test_outside_the_image_is_black_and_not_grey(transform: str) -> None:
+    network = run_away(network_of((2, 16, 12), transform=transform), 1)
+    x = images(8, 2, 16, 12) + 1
+    warped, points = network.warp(x)
+    assert points is not None
+    far = (points.abs() > 1 + 2 / 12).any(-1)[:, None].expand_as(warped)  # a pixel or more beyond the edge
+    assert far.any()
+    assert (warped[far] == 0).all()
+    torch.testing.assert_close(
+        network(x),
+        network.classifier((warped - torch.tensor([0.2, 0.4]).view(2, 1, 1)) / torch.tensor([0.3, 0.5]).view(2, 1, 1)),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+@every_family
+@every_padding
+def test_the_network_pads_as_its_knob_says(transform: str, padding: str) -> None:
+    network, x = run_away(network_of((1, 16, 12), transform=transform, padding=padding), 2), images(4, 1, 16, 12)
+    warped, points = network.warp(x)
+    assert points is not None
+    assert torch.equal(warped, sample(x, points, padding))
+    assert sum(torch.equal(warped, sample(x, points, other)) for other in PADDINGS) == 1
+
+
+def test_the_pixels_mean_and_std_travel_with_the_network() -> None:
+    state = network_of((3, 8, 8)).state_dict()
+    assert state["mean"].tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert state["std"].tolist() == pytest.approx([0.3, 0.4, 0.5])
+
+
+# Arithmetic
+
+
+@every_family
+def test_the_warp_keeps_fp32_under_autocast(transform: str) -> None:
+    network, x = network_of(transform=transform), images(4, 1, 28, 28)
+    assert network.transformer is not None
+    with torch.no_grad():
+        network.transformer.localisation.theta.bias.add_(0.123)
+    plain = network.warp(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = network.warp(x)
+        assert network(x).isfinite().all()
+    assert all(torch.equal(one, other) for one, other in zip(cast, plain, strict=True))
+
+
+@every_transform
+@every_layer
+def test_channels_last_changes_nothing(transform: str, layer: str) -> None:
+    network, x = network_of((3, 32, 32), transform=transform, **LAYERS[layer]), images(4, 3, 32, 32)
+    plain = network(x)
+    torch.testing.assert_close(network.to(memory_format=torch.channels_last)(x), plain, atol=1e-5, rtol=0)
+
+
+def test_the_backward_pass_runs_outside_autocast() -> None:
+    network, seen = network_of((1, 8, 8)), []
+    assert network.transformer is not None
+    network.transformer.localisation.theta.bias.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
+    split = Split((255 * images(4, 1, 8, 8)).byte(), torch.tensor([0, 1, 2, 3]))
+    list(fit(network, split, split, TrainConfig(precision="bf16", epochs=1, device="cpu")))
+    assert seen == [False]
+
+
+# The layer, for anybody's network
+
+
+def test_the_layer_is_the_packages_front_door() -> None:
+    assert stn_pipeline.SpatialTransformer is SpatialTransformer
+
+
+def test_unknown_transforms_are_refused_with_the_nearest_name() -> None:
+    rule = f"choose {', '.join(TRANSFORMS)}"
+    assert error_of(ConfigError, lambda: SpatialTransformer(1, (8, 8), "afine")) == f"transform=afine: {rule}; did you mean affine?"
+    assert error_of(ConfigError, lambda: SpatialTransformer(1, (8, 8), "xyzzy")) == f"transform=xyzzy: {rule}"
+
+
+@every_family
+@pytest.mark.parametrize("shape", [(2, 1, 12, 13), (2, 3, 12, 12), (2, 1, 13, 12), (1, 12, 12)], ids=str)
+def test_inputs_of_another_size_are_refused(transform: str, shape: tuple[int, ...]) -> None:
+    layer = SpatialTransformer(1, (12, 12), transform)
+    told = error_of(ShapeError, lambda: layer(torch.zeros(shape)))
+    assert told == f"SpatialTransformer: input has shape {shape}, expected (B, 1, 12, 12)"
+
+
+def test_the_layer_refuses_images_under_4_pixels() -> None:
+    told = error_of(ConfigError, lambda: SpatialTransformer(1, (3, 9)))
+    assert told == "images are 3x9 px: both sides must be >= 4 px, for two poolings; use larger images"
+
+
+@every_family
+def test_the_layer_gives_the_output_size_asked_for(transform: str) -> None:
+    layer, x = SpatialTransformer(2, (12, 20), transform, output_size=(6, 10)), images(3, 2, 12, 20)
+    torch.testing.assert_close(layer(x), F.avg_pool2d(x, 2), atol=1e-5, rtol=0)
+    layer = SpatialTransformer(2, (12, 20), transform, output_size=(24, 7))
+    assert layer(x).shape == (3, 2, 24, 7)
+
+
+@every_family
+@every_padding
+@every_layer
+def test_the_layer_returns_the_grid_it_read_the_image_at(transform: str, padding: str, layer: str) -> None:
+    transformer, x = SpatialTransformer(2, (9, 12), transform, padding=padding, output_size=(5, 7), **LAYERS[layer]), images(3, 2, 9, 12)
+    nn.init.normal_(transformer.localisation.theta.weight, std=2)
+    warped, grid = transformer(x, return_grid=True)
+    theta = transformer.localisation(x)
+    assert theta.shape == (3, TRANSFORMS[transform].n_params)
+    assert torch.equal(grid, TRANSFORMS[transform](theta, lattice(5, 7)).view(3, 5, 7, 2))
+    assert torch.equal(warped, sample(x, grid, padding))
+    assert torch.equal(warped, transformer(x))
+
+
+@every_family
+def test_theta_is_a_function_of_its_own_image(transform: str) -> None:
+    layer, x = SpatialTransformer(1, (12, 12), transform), images(4, 1, 12, 12)
+    nn.init.normal_(layer.localisation.theta.weight)
+    together = layer(x)
+    torch.testing.assert_close(together, torch.cat([layer(one[None]) for one in x]), atol=1e-5, rtol=0)
+    assert not torch.allclose(layer.localisation(x)[0], layer.localisation(x)[1])
+
+
+@every_family
+@every_layer
+def test_gradients_reach_the_localiser_at_once_and_all_of_it_after_one_step(transform: str, layer: str) -> None:
+    network = network_of(transform=transform, **LAYERS[layer])
+    assert network.transformer is not None
+    localiser, optimizer = network.transformer.localisation, torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def gradients() -> dict[str, float]:
+        optimizer.zero_grad()
+        F.cross_entropy(network(images(8, 1, 28, 28)), torch.arange(8)).backward()
+        return {name: parameter.grad.abs().sum().item() for name, parameter in localiser.named_parameters()}
+
+    first = gradients()
+    assert first["theta.weight"] > 0 and first["theta.bias"] > 0
+    optimizer.step()
+    assert all(size > 0 for size in gradients().values())
+
+
+@every_family
+def test_the_layer_trains_in_anybodys_network(transform: str) -> None:
+    network = nn.Sequential(SpatialTransformer(1, (12, 12), transform), nn.Flatten(), nn.Linear(144, 4))
+    optimizer, x, labels = torch.optim.Adam(network.parameters(), lr=0.01), images(16, 1, 12, 12), torch.arange(16) % 4
+    start = network[0].localisation.theta.bias.clone()
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(network(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert not torch.allclose(network[0].localisation.theta.bias, start, atol=1e-3)
+
+
+@pytest.mark.slow
+@every_family
+@pytest.mark.parametrize("coordconv", [False, True], ids=["plain", "coordconv"])
+def test_an_exported_network_gives_the_same_logits_for_any_batch(transform: str, coordconv: bool) -> None:
+    network = run_away(network_of(transform=transform, coordconv=coordconv), 0)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    exported = torch.export.export(network, (images(2, 1, 28, 28),), dynamic_shapes={"images": {0: batch}})
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    for n in (1, 5):
+        x = images(n, 1, 28, 28, seed=n)
+        torch.testing.assert_close(again(x), network(x), atol=1e-5, rtol=0)
