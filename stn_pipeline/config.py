@@ -109,7 +109,7 @@ class TrainConfig(Knobs):
     seed: int = knob(0, help="of the split, the initial weights, the batch order and dropout", ge=0, lt=1_000_000_000)
     device: DeviceName = knob("auto", help=DEVICE_HELP)
     precision: Literal["fp32", "tf32", "bf16"] = knob(
-        "fp32", help="arithmetic of the convolutions and products; tf32 needs a GPU; the warp is always fp32"
+        "fp32", help="arithmetic of training: tf32 (GPU) for the convolutions, bf16 for the products too; the warp and the scores are fp32"
     )
 
     @model_validator(mode="after")

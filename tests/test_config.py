@@ -11,6 +11,7 @@ from stn_pipeline import cli, docs
 from stn_pipeline.config import DATASET_CHOICES, DATASETS, EvalConfig, TrainConfig, choices_of, search_of
 from stn_pipeline.data import SOURCES
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.model.sampler import PADDINGS
 from stn_pipeline.transforms import TRANSFORMS
 from tests.conftest import ROOT
 
@@ -61,6 +62,7 @@ def test_written_files_are_not_stale():
 
 def test_rooms_know_the_names_that_the_config_offers():
     assert choices_of(TrainConfig.model_fields["transform"]) == ("none", *TRANSFORMS)
+    assert choices_of(TrainConfig.model_fields["padding"]) == PADDINGS
     assert set(DATASETS) == {"auto", *SOURCES}
 
 

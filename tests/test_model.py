@@ -401,3 +401,15 @@ def test_an_exported_network_gives_the_same_logits_for_any_batch(transform: str,
     for n in (1, 5):
         x = images(n, 1, 28, 28, seed=n)
         torch.testing.assert_close(again(x), network(x), atol=1e-5, rtol=0)
+
+
+def test_the_layer_refuses_a_padding_it_does_not_know_and_r_without_coordconv() -> None:
+    told = error_of(ConfigError, lambda: SpatialTransformer(1, (8, 8), padding="zeroes"))
+    assert told == "padding=zeroes: choose zeros, border, reflection; did you mean zeros?"
+    assert error_of(ConfigError, lambda: SpatialTransformer(1, (8, 8), coordconv_r=True)) == "coordconv_r=true needs coordconv=true"
+
+
+@every_transform
+def test_the_network_refuses_images_of_another_size(transform: str) -> None:
+    told = error_of(ShapeError, lambda: network_of((1, 28, 28), transform=transform)(torch.zeros(2, 1, 29, 31)))
+    assert told == "Network: images have shape (2, 1, 29, 31), expected (B, 1, 28, 28)"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn_pipeline.config import TrainConfig
+from stn_pipeline.errors import ShapeError
 from stn_pipeline.model.layers import Options, Stage
 from stn_pipeline.model.sampler import sample
 from stn_pipeline.model.spatial_transformer import Localisation, SpatialTransformer
@@ -72,6 +73,8 @@ class Network(nn.Module):
 
     def warp(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what the classifier sees, before normalising, and the sampling grid (B, h, w, 2), None without a transformer."""
+        if images.shape[1:] != self.image_shape:
+            raise ShapeError(f"Network: images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.image_shape))})")
         if self.transformer is None:
             return images, None
         points = self.transformer.points(self.normalise(images))
@@ -87,11 +90,11 @@ class Network(nn.Module):
 def _initialise(network: Network, seed: int) -> None:
     """Draw each layer from a generator of its own, seeded by the seed and the layer's name.
 
-    So two arms of a comparison start from the same weights wherever their shapes agree. Seeds torch's generator.
+    So two arms of a comparison start from the same weights wherever their shapes agree. Seeds torch's CPU generator.
     """
     for name, module in network.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
             module.reset_parameters()
     for module in network.modules():
         if isinstance(module, Localisation):
@@ -108,7 +111,9 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         network = Network(config, image_shape, n_classes)
-    if mean is not None and std is not None:
+    if mean is not None:
+        if std is None:
+            raise ValueError("build: got mean without std; give both or neither")
         network.get_buffer("mean").copy_(mean)
         network.get_buffer("std").copy_(std)
     return network

@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PADDINGS = ("zeros", "border", "reflection")
+
 
 def sample(image: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """Return the image read at the sampling points.
 
-    Computed at the image's and the points' common precision, fp32 under autocast.
+    Computed at the points' precision, whatever autocast says.
     Args:    image: (B, C, H, W).   points: (B, h, w, 2) source points (x, y), [-1, 1] spans the image's edges.
              padding: what lies outside: zeros, border or reflection.
     Returns: (B, C, h, w).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stn_pipeline.errors import ConfigError, ShapeError, did_you_mean
 from stn_pipeline.model.layers import Options, Stage
-from stn_pipeline.model.sampler import sample
+from stn_pipeline.model.sampler import PADDINGS, sample
 from stn_pipeline.transforms import TRANSFORMS, lattice
 
 
@@ -47,7 +47,7 @@ class SpatialTransformer(nn.Module):
     Args:    in_channels: C.   image_size: (H, W), each >= 4.   transform: a name in TRANSFORMS.
              output_size: (h, w), the input's by default.   padding: zeros, border or reflection.
              coordconv: append x, y to the input of the localiser's convolutions; coordconv_r: r too.
-    Raises:  ConfigError for an unknown transform or too small an image; ShapeError for another input size.
+    Raises:  ConfigError for an unknown transform or padding, or too small an image; ShapeError for another input size.
     Source:  Jaderberg et al. 2015 (arXiv:1506.02025).
 
     Example:
@@ -71,6 +71,10 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         if transform not in TRANSFORMS:
             raise ConfigError(f"transform={transform}: choose {', '.join(TRANSFORMS)}{did_you_mean(transform, TRANSFORMS)}")
+        if padding not in PADDINGS:
+            raise ConfigError(f"padding={padding}: choose {', '.join(PADDINGS)}{did_you_mean(padding, PADDINGS)}")
+        if coordconv_r and not coordconv:
+            raise ConfigError("coordconv_r=true needs coordconv=true")
         self.transform = TRANSFORMS[transform]
         self.padding = padding
         self.input_shape = (in_channels, *image_size)

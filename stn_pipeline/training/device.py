@@ -38,13 +38,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Run fp32 convolutions and products on the GPU as tf32, or as they are, inside the block."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    """Run fp32 convolutions on the GPU as tf32, or as they are, inside the block.
+
+    Products stay fp32 either way: the warp's grid is one.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = products.fp32_precision, convolutions.fp32_precision
+    products.fp32_precision, convolutions.fp32_precision = "ieee", "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+        products.fp32_precision, convolutions.fp32_precision = before

@@ -126,12 +126,12 @@ def fit(
                 n_right += right
                 if tick is not None:
                     tick(len(picked))
-            _check_finite(losses, number, config)  # the epoch's first wait for the device
-            seconds = time.perf_counter() - started
-            val_scores = score(network, val)
-            if not math.isfinite(val_scores.loss):  # the last step alone may have blown the weights up
-                raise _diverged(f"validation loss is {val_scores.loss} after epoch {number}", config)
-            diagnostics = diagnose(network, val.images[:DIAGNOSED_IMAGES])
+        _check_finite(losses, number, config)  # the epoch's first wait for the device
+        seconds = time.perf_counter() - started
+        val_scores = score(network, val)
+        if not math.isfinite(val_scores.loss):  # the last step alone may have blown the weights up
+            raise _diverged(f"validation loss is {val_scores.loss} after epoch {number}", config)
+        diagnostics = diagnose(network, val.images[:DIAGNOSED_IMAGES])
 
         sizes = torch.full((n_steps,), config.batch_size, dtype=torch.double)
         sizes[-1] = len(train) - (n_steps - 1) * config.batch_size

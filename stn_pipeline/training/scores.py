@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stn_pipeline.data import Split
 from stn_pipeline.model import Network
+from stn_pipeline.training.device import arithmetic
 
 SCORING_BATCH = 500
 CALIBRATION_BINS = 15
@@ -54,6 +55,7 @@ class Scores:
 
 
 @torch.inference_mode()
+@arithmetic("fp32")
 def score(network: Network, split: Split) -> Scores:
     """Score a network on a split, in evaluation mode and fp32; the network is left in the mode it was in."""
     was_training = network.training

@@ -45,7 +45,7 @@ def warp_shape(points: Tensor) -> WarpShape:
     down = (points[:, 1:, :-1] - points[:, :-1, :-1]) * (height / 2)
     det = right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
     return WarpShape(
-        outside=(points.abs() > 1).any(dim=-1).double().mean().item(),
+        outside=1 - (points.abs() <= 1).all(dim=-1).double().mean().item(),  # NaN is nowhere, hence outside
         log_det=det.abs().clamp_min(1e-12).log().mean().item(),
         folded=(det < 0).double().mean().item(),
     )
