@@ -82,8 +82,10 @@ class TrainConfig(Knobs):
         0, help="side to which the images of a folder are resized; 0 keeps their own (mixed: the commonest)", unit="px", ge=0, le=1024
     )
     val_fraction: float = knob(0.1, help="share of the training images held out to choose the best epoch", gt=0, le=0.5)
-    transform: Literal["none", "affine", "diffeo"] = knob(
-        "affine", help="family of warps; none is the classifier alone", search=Choices(("none", "affine", "diffeo"))
+    transform: Literal["none", "affine", "diffeo", "similarity", "projective", "tps"] = knob(
+        "affine",
+        help="family of warps; none is the classifier alone",
+        search=Choices(("none", "affine", "diffeo", "similarity", "projective", "tps")),
     )
     coordconv: bool = knob(False, help="append the coordinates x, y to the input of every convolution", search=Choices((False, True)))
     coordconv_r: bool = knob(False, help="with coordconv, append the distance from the centre too", search=Choices((False, True)))

@@ -90,7 +90,7 @@ def test_what_a_sweep_may_search_lies_within_the_bounds():
         ("--seed -1", "seed=-1: must be >= 0 (default 0)"),
         ("--coordconv maybe", "coordconv=maybe: must be true or false (default false)"),
         ("--coordconv_r true", "coordconv_r=true needs coordconv=true"),
-        ("--transform difeo", "transform=difeo: choose none, affine, diffeo; did you mean diffeo?"),
+        ("--transform difeo", "transform=difeo: choose none, affine, diffeo, similarity, projective, tps; did you mean diffeo?"),
         ("--padding edge", "padding=edge: choose zeros, border, reflection"),
         ("--optimizer adm", "optimizer=adm: choose adam, adamw, sgd; did you mean adam?"),
         ("--device gpu", "device=gpu: choose auto, cpu, cuda (a GPU) or cuda:N"),

@@ -232,11 +232,14 @@ def test_black_stays_black_whatever_the_warp(transform: str, seed: int) -> None:
 
 @every_family
 def test_outside_the_image_is_black_and_not_grey(transform: str) -> None:
-    network = run_away(network_of((2, 16, 12), transform=transform), 1)
     x = images(8, 2, 16, 12) + 1
-    warped, points = network.warp(x)
-    assert points is not None
-    far = (points.abs() > 1 + 2 / 12).any(-1)[:, None].expand_as(warped)  # a pixel or more beyond the edge
+    for seed in range(10):  # some run away inwards
+        network = run_away(network_of((2, 16, 12), transform=transform), seed)
+        warped, points = network.warp(x)
+        assert points is not None
+        far = (points.abs() > 1 + 2 / 12).any(-1)[:, None].expand_as(warped)  # a pixel or more beyond the edge
+        if far.any():
+            break
     assert far.any()
     assert (warped[far] == 0).all()
     torch.testing.assert_close(

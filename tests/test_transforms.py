@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -20,6 +21,7 @@ from stn_pipeline.transforms.diffeo import exp_affine
 
 AFFINE, DIFFEO = TRANSFORMS["affine"], TRANSFORMS["diffeo"]
 PADDINGS = ("zeros", "border", "reflection")
+UNIT_POINTS = torch.tensor([(0, 0), (1, 0), (0, 1)], dtype=torch.float64)
 FLOATS = (torch.float32, torch.float64)
 
 every_family = pytest.mark.parametrize("family", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -453,3 +455,59 @@ def test_sampler_reads_a_bf16_image_at_fp32_points_in_fp32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         warped = sample(image, points)
     assert torch.equal(warped, sample(image.float(), points))
+
+
+# Similarity, projective, tps
+
+
+@law
+@given(theta=st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+def test_similarity_is_a_scale_and_a_turn(theta: list[float]) -> None:
+    s, r = theta[:2]
+    origin, right, down = TRANSFORMS["similarity"](torch.tensor([theta], dtype=torch.float64), UNIT_POINTS)[0]
+    scale = math.exp(s)
+    torch.testing.assert_close(right - origin, torch.tensor([scale * math.cos(r), scale * math.sin(r)], dtype=torch.float64))
+    torch.testing.assert_close(down - origin, torch.tensor([-scale * math.sin(r), scale * math.cos(r)], dtype=torch.float64))
+
+
+def test_similarity_is_the_exponential_of_its_generator() -> None:
+    s, r, tx, ty = theta = (0.3, -0.7, 0.2, 0.5)
+    (points,) = TRANSFORMS["similarity"](torch.tensor([theta], dtype=torch.float64), UNIT_POINTS)
+    matrix = torch.from_numpy(scipy.linalg.expm(np.array([[s, -r, tx], [r, s, ty], [0, 0, 0]])))
+    torch.testing.assert_close(points, UNIT_POINTS @ matrix[:2, :2].T + matrix[:2, 2])
+
+
+def test_projective_moves_the_corners_as_worked_out_by_hand() -> None:
+    theta = torch.tensor([[1, 0, 0, 0, 1, 0, 0.5, 0.25]], dtype=torch.float64)  # denominators 1 + x/2 + y/4
+    corners = torch.tensor([[-1, -1], [1, -1], [-1, 1], [1, 1]], dtype=torch.float64)
+    expected = torch.tensor([[-4, -4], [0.8, -0.8], [-4 / 3, 4 / 3], [4 / 7, 4 / 7]], dtype=torch.float64)
+    torch.testing.assert_close(TRANSFORMS["projective"](theta, corners)[0], expected)
+
+
+def test_projective_beyond_the_horizon_is_far_outside_and_finite() -> None:
+    theta = torch.tensor([[1, 0, 0, 0, 1, 0, 2.0, 0]], requires_grad=True)
+    (points,) = TRANSFORMS["projective"](theta, torch.tensor([[-0.5, 0.2], [-0.9, 0.3], [0.5, 0]]))
+    assert (points[:2].abs().amax(dim=1) > 10).all() and points[1, 0] < 0 and points[2, 0] == 0.25
+    points.sum().backward()
+    assert theta.grad is not None and torch.isfinite(theta.grad).all()
+
+
+def test_projective_with_no_perspective_is_affine() -> None:
+    theta = thetas(AFFINE, 4, 0.5)
+    points = noise(20, 2)
+    torch.testing.assert_close(TRANSFORMS["projective"](torch.cat((theta, torch.zeros(4, 2)), dim=1), points), AFFINE(theta, points))
+
+
+def test_tps_agrees_with_scipy() -> None:
+    tps = TRANSFORMS["tps"]
+    theta, points = thetas(tps, 3, 0.3), noise(50, 2)
+    control = identities(tps, 1, torch.float64).view(16, 2).numpy()
+    for row, found in zip(theta, tps(theta, points), strict=True):
+        spline = RBFInterpolator(control, row.view(16, 2).numpy(), kernel="thin_plate_spline", degree=1)
+        np.testing.assert_allclose(found.numpy(), spline(points.numpy()), atol=1e-12, rtol=0)
+
+
+def test_tps_through_affinely_moved_control_points_is_that_affine_map() -> None:
+    theta, points = thetas(AFFINE, 4, 0.4), noise(30, 2)
+    control = identities(TRANSFORMS["tps"], 1, torch.float64).view(16, 2)
+    torch.testing.assert_close(TRANSFORMS["tps"](AFFINE(theta, control).reshape(4, 32), points), AFFINE(theta, points))

@@ -4,7 +4,10 @@ from stn_pipeline.transforms.affine import AFFINE
 from stn_pipeline.transforms.diffeo import DIFFEO
 from stn_pipeline.transforms.family import Transform
 from stn_pipeline.transforms.lattice import WarpShape, lattice, warp_shape
+from stn_pipeline.transforms.projective import PROJECTIVE
+from stn_pipeline.transforms.similarity import SIMILARITY
+from stn_pipeline.transforms.tps import TPS
 
-TRANSFORMS: dict[str, Transform] = {transform.name: transform for transform in (AFFINE, DIFFEO)}
+TRANSFORMS: dict[str, Transform] = {transform.name: transform for transform in (AFFINE, DIFFEO, SIMILARITY, PROJECTIVE, TPS)}
 
 __all__ = ["TRANSFORMS", "Transform", "WarpShape", "lattice", "warp_shape"]
