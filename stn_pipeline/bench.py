@@ -152,12 +152,15 @@ def bench(argv: Sequence[str]) -> None:
     import torch
 
     from stn_pipeline.data import load
+    from stn_pipeline.model.layers import UNPADDED_SIDE
     from stn_pipeline.training.device import describe, resolve
 
     device = resolve(knobs.device)
     shared = {"dataset": knobs.dataset, "data_dir": knobs.data_dir, "batch_size": knobs.batch_size, "transform": knobs.transform}
     config = TrainConfig.parse(shared | {"epochs": knobs.repeats + 1})
     splits = load(config, device)
+    if min(splits.image_shape[1:]) < UNPADDED_SIDE:
+        raise ConfigError(f"dataset={splits.dataset}: the report's network needs images of {UNPADDED_SIDE} px a side: give dataset=mnist")
     loops: dict[str, Callable[[], object]] = {}
     ours = engine_epochs(splits, config)
     loops["engine"] = lambda: next(ours)

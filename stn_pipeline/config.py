@@ -5,6 +5,7 @@ knob table all come from these declarations.
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -41,7 +42,9 @@ def knob(default: Any, *, help: str, unit: str = "", search: Range | Choices | N
 
 def _check_dataset(name: Any) -> Any:
     name = str(name)
-    if name in DATASETS or name.startswith(FOLDER) and len(name) > len(FOLDER):
+    if name.startswith(FOLDER) and len(name) > len(FOLDER):
+        return FOLDER + str(Path(name.removeprefix(FOLDER)).expanduser().resolve())
+    if name in DATASETS:
         return name
     raise ValueError(f"choose {DATASET_CHOICES}{did_you_mean(name, DATASETS)}")
 

@@ -1,5 +1,6 @@
 """Score a run's network again, on its own or another data set: `python -m stn_pipeline.evaluate --run_id ...`."""
 
+import sys
 from collections.abc import Sequence
 
 from stn_pipeline import cli
@@ -26,11 +27,12 @@ def evaluate(argv: Sequence[str]) -> None:
             f"run {knobs.run_id} was built for {expected[0]} in {expected[1]}: choose a set of that shape"
         )
     if splits.classes != checkpoint.classes:
-        print(f"warning: the classes are named otherwise than in training: {splits.classes} against {checkpoint.classes}")
+        renamed = next(pair for pair in zip(splits.classes, checkpoint.classes, strict=True) if pair[0] != pair[1])
+        print(f"warning: a class is called {renamed[0]} here and was {renamed[1]} in training", file=sys.stderr)
 
-    name = splits.dataset.rpartition("/")[2]
-    title = f"eval {checkpoint.config.arm} {name} {knobs.split} s{checkpoint.config.seed}"
-    with tracking.open_run(title, knobs, parent=knobs.run_id, device=describe(device)) as run:
+    title = f"eval {checkpoint.config.arm} {splits.name} {knobs.split} s{checkpoint.config.seed}"
+    used = knobs.model_copy(update={"dataset": splits.dataset, "data_dir": config.data_dir})
+    with tracking.open_run(title, used, parent=knobs.run_id, device=describe(device)) as run:
         tracking.log_data(splits)
         run.tag(evaluated_run=knobs.run_id)
         network = checkpoint.build_best().to(device)

@@ -1,5 +1,6 @@
 """What the console shows of a training: a bar in a terminal, a line an epoch elsewhere."""
 
+import os
 import sys
 from types import TracebackType
 from typing import Self
@@ -7,6 +8,14 @@ from typing import Self
 from tqdm import tqdm
 
 from stn_pipeline.training import Record
+
+
+def _say(line: str) -> None:
+    """Print a line; where nobody reads any more (`| head`), go on in silence."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # for the rest of the process
 
 
 class Progress:
@@ -36,11 +45,10 @@ class Progress:
     def watch(self, record: Record) -> None:
         """Show an epoch's numbers, and once what looks collapsed."""
         if self.bar.disable:
-            print(
+            _say(
                 f"epoch {record.number:>{len(str(self.n_epochs))}}/{self.n_epochs}"
                 f"  train {record.train_loss:.4f} {record.train_accuracy:.4f}  val {record.val_loss:.4f} {record.val_accuracy:.4f}"
-                f"  {record.seconds:.1f} s  {record.images_per_s:,.0f} images/s",
-                flush=True,
+                f"  {record.seconds:.1f} s  {record.images_per_s:,.0f} images/s"
             )
         self.bar.set_description(f"epoch {record.number}/{self.n_epochs}", refresh=False)
         self.bar.set_postfix_str(f"train {record.train_loss:.4f}, val {record.val_loss:.4f}, val accuracy {record.val_accuracy:.4f}")

@@ -6,12 +6,11 @@ The store is wherever MLflow itself looks (MLFLOW_TRACKING_URI, or mlflow.db bes
 import logging
 import os
 import platform
-import re
+import signal
 import socket
 import tempfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -32,6 +31,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from stn_pipeline import __version__
 from stn_pipeline.config import Knobs
@@ -42,7 +42,6 @@ from stn_pipeline.training import Checkpoint, Record, checkpoint
 
 EXPERIMENT = "stn"
 CHECKPOINTS = "checkpoint"
-NAME_BY_MLFLOW = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
@@ -70,6 +69,7 @@ class Run:
 
     def __init__(self, run_id: str):
         self.id = run_id
+        self._collapsed = False
 
     def log_epoch(self, record: Record, warps: np.ndarray | None) -> None:
         """Log an epoch's metrics in one call, step = epoch from 1, and its strip of warps (H, W, 3) uint8."""
@@ -92,6 +92,9 @@ class Run:
         mlflow.log_metrics(metrics, step=record.number)
         if record.trouble:
             mlflow.set_tags({"collapsed": "true", "collapsed.why": f"epoch {record.number}: {record.trouble}"})
+        elif self._collapsed:
+            mlflow.set_tag("collapsed", "recovered")
+        self._collapsed = bool(record.trouble)
 
     def log_checkpoint(self, content: Checkpoint) -> None:
         """Keep the state after a whole epoch: two files in turn, so that a kill in mid-write leaves the one before."""
@@ -141,12 +144,15 @@ def open_run(name: str, knobs: Knobs, *, resume: str | None = None, parent: str 
 
     An interrupt closes it KILLED, an error FAILED with the reason on its page.
     """
-    made_by_mlflow = os.environ.get("MLFLOW_RUN_ID")
-    where: dict[str, Any] = {"run_id": resume} if resume else {} if made_by_mlflow else {"experiment_id": _experiment_id()}
-    active = mlflow.start_run(**where, log_system_metrics=True)
+    made_by_mlflow = "MLFLOW_RUN_ID" in os.environ
+    try:
+        where: dict[str, Any] = {"run_id": resume} if resume else {} if made_by_mlflow else {"experiment_id": _experiment_id(parent)}
+        active = mlflow.start_run(**where, log_system_metrics=True)
+    except MlflowException as error:
+        raise RunError(f"MLflow at {mlflow.get_tracking_uri()} opens no run: {_first_line(error)}; see the MLFLOW_ variables") from error
     run = Run(active.info.run_id)
     try:
-        if not resume and (not made_by_mlflow or NAME_BY_MLFLOW.fullmatch(active.info.run_name)):
+        if not resume and (not made_by_mlflow or _named_by_mlflow(active.info.run_name)):
             mlflow.set_tag("mlflow.runName", name)
         if parent:
             mlflow.set_tag("mlflow.parentRunId", parent)
@@ -157,9 +163,11 @@ def open_run(name: str, knobs: Knobs, *, resume: str | None = None, parent: str 
         mlflow.set_tags(_environment() | {"device": device})
         yield run
     except KeyboardInterrupt:
+        _ignore_signals()
         mlflow.end_run("KILLED")
         raise
     except BaseException as error:
+        _ignore_signals()
         reason = str(error) if isinstance(error, StnError) else f"{type(error).__name__}: {error}"
         run.tag(error=reason[:5000])
         run.describe(f"**Failed.** {reason}")
@@ -168,11 +176,29 @@ def open_run(name: str, knobs: Knobs, *, resume: str | None = None, parent: str 
     mlflow.end_run()
 
 
-def _experiment_id() -> str:
-    """Return the id of the experiment that the environment names, or of `stn`; made where it is missing.
+def _ignore_signals() -> None:
+    """Let a run be closed in peace: a second Ctrl-C would leave it RUNNING."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _named_by_mlflow(name: str) -> bool:
+    """Say whether a run's name is one of MLflow's own random ones, such as redolent-chimp-963."""
+    first, _, rest = name.partition("-")
+    return first in _GENERATOR_PREDICATES and rest.partition("-")[0] in _GENERATOR_NOUNS
+
+
+def _experiment_id(parent: str | None) -> str:
+    """Return the id of the parent run's experiment, of the one that the environment names, or of `stn`; made where missing.
 
     Passed on by id: processes that call set_experiment at the same time can end up in Default.
     """
+    if parent:
+        return str(mlflow.get_run(parent).info.experiment_id)
     if "MLFLOW_EXPERIMENT_ID" in os.environ:
         return os.environ["MLFLOW_EXPERIMENT_ID"]
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -207,29 +233,28 @@ def _environment() -> dict[str, str]:
 
 
 def log_data(splits: Splits) -> None:
-    """Log the three splits as the run's inputs, each with a digest of its pixels and labels."""
+    """Log the three splits as the run's inputs, with their checksums, and which set was really used."""
     source = CodeDatasetSource(tags={"dataset": splits.dataset})
-    for context in ("train", "val", "test"):
-        split = getattr(splits, context)
-        digest = zlib.crc32(split.labels.cpu().numpy(), zlib.crc32(split.images.cpu().numpy()))
-        name = f"{splits.dataset.rpartition('/')[2]}-{context}-{len(split)}"
-        mlflow.log_input(MetaDataset(source, name=name, digest=f"{digest:08x}"), context=context)
+    for context, digest in splits.digests().items():
+        name = f"{splits.name}-{context}-{len(getattr(splits, context))}"
+        mlflow.log_input(MetaDataset(source, name=name, digest=digest), context=context)
+    mlflow.set_tag("dataset_used", splits.dataset)
 
 
-def find_training_run(run_id: str) -> MlflowRun:
-    """Return a training run of ours.
+def find_run(run_id: str) -> MlflowRun:
+    """Return a run.
 
-    Raises: RunError if the store has no such run, or it is not one that left a checkpoint.
+    Raises: RunError if the store does not answer, has no such run, or it is deleted.
     """
     try:
         run = mlflow.get_run(run_id)
     except MlflowException as error:
         raise RunError(
-            f"run_id={run_id}: no such run in the store {mlflow.get_tracking_uri()}: "
+            f"run {run_id}: not to be had from {mlflow.get_tracking_uri()}: {_first_line(error)}; "
             "copy the id from the run's page, or set MLFLOW_TRACKING_URI"
         ) from error
     if run.info.lifecycle_stage == "deleted":
-        raise RunError(f"run_id={run_id}: the run is deleted: restore it with `mlflow runs restore --run-id {run_id}`")
+        raise RunError(f"run {run_id}: it is deleted: restore it with `mlflow runs restore --run-id {run_id}`")
     return run
 
 
@@ -238,7 +263,7 @@ def load_checkpoint(run_id: str) -> Checkpoint:
 
     Raises: RunError if there is none.
     """
-    run = find_training_run(run_id)
+    run = find_run(run_id)
     with tempfile.TemporaryDirectory() as folder:
         try:
             paths = list(Path(download_artifacts(run_id=run.info.run_id, artifact_path=CHECKPOINTS, dst_path=folder)).glob("*.pt"))
@@ -246,7 +271,7 @@ def load_checkpoint(run_id: str) -> Checkpoint:
             paths = []
         newest = checkpoint.load_newest(paths)
     if newest is None:
-        raise RunError(f"run_id={run_id}: the run has no whole checkpoint: name a training run that finished an epoch")
+        raise RunError(f"run {run_id}: has no whole checkpoint: name a training run that finished an epoch")
     return newest
 
 
@@ -255,7 +280,7 @@ def check_resumable(run_id: str) -> None:
 
     Raises: RunError if it is finished, is still being trained on this machine, or `mlflow run` has made another run for us.
     """
-    run = find_training_run(run_id)
+    run = find_run(run_id)
     if "MLFLOW_RUN_ID" in os.environ:
         raise RunError(f"resume={run_id}: `mlflow run` always makes a new run: use python -m stn_pipeline.train --resume {run_id}")
     if run.info.status == "FINISHED":
@@ -272,5 +297,6 @@ def disown_run(error: StnError) -> None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, "error", str(error)[:5000])
-        client.set_tag(run_id, "mlflow.note.content", f"**Nothing was started.** {error}")
+        with suppress(MlflowException):  # the store may be what is wrong
+            client.set_tag(run_id, "error", str(error)[:5000])
+            client.set_tag(run_id, "mlflow.note.content", f"**Nothing was started.** {error}")

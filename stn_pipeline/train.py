@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from stn_pipeline import cli
 from stn_pipeline.config import TrainConfig
-from stn_pipeline.errors import ConfigError
+from stn_pipeline.errors import ConfigError, DataError
 
-RESUME_HELP = "id of an interrupted run to go on with, from its last whole epoch; only --device may be given with it"
+RESUME_HELP = (
+    "id of an interrupted run to go on with, from its last whole epoch; with it go only --device, "
+    "and --data_dir or --dataset where the data moved"
+)
 
 
 def train(argv: Sequence[str]) -> None:
@@ -15,12 +18,13 @@ def train(argv: Sequence[str]) -> None:
     run_id = given.pop("resume", None)
     if run_id is None:
         config = TrainConfig.parse(given)
-    elif extra := given.keys() - {"device"}:
-        raise ConfigError(f"{sorted(extra)[0]}: the knobs of a resumed run are its own; give --resume alone, or with --device")
+    elif extra := given.keys() - {"device", "data_dir", "dataset"}:
+        raise ConfigError(f"{sorted(extra)[0]}: the knobs of a resumed run are its own; with --resume go only device, data_dir and dataset")
 
     # Only now: torch and MLflow take seconds to import, and a bad flag should not wait for them.
     from stn_pipeline import jobs, tracking
     from stn_pipeline.data import load
+    from stn_pipeline.model import build
     from stn_pipeline.progress import Progress
     from stn_pipeline.training.device import describe, resolve
 
@@ -32,8 +36,11 @@ def train(argv: Sequence[str]) -> None:
     device = resolve(config.device, config.precision)
     splits = load(config, device)
     config = config.model_copy(update={"dataset": splits.dataset})
+    build(config, splits.image_shape, splits.n_classes)  # refuses images that are too small, before there is a run
+    if resume is not None and resume.digests != splits.digests():
+        raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
 
-    title = f"{config.arm} {splits.dataset.rpartition('/')[2]} s{config.seed}"
+    title = f"{config.arm} {splits.name} s{config.seed}"
     with tracking.open_run(title, config, resume=run_id, device=describe(device)) as run:
         counts = f"{len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test images"
         print(f"run {run.id}  {title}  {counts}, on {describe(device)}", flush=True)
@@ -43,7 +50,7 @@ def train(argv: Sequence[str]) -> None:
             last = jobs.run_trial(config, splits, run, resume=resume, watch=progress.watch, tick=progress.tick)
 
         network = last.build_best()
-        model_id = run.log_model(network, splits.test.images[:2].cpu().float().div(255).numpy())
+        model_id = run.log_model(network, splits.train.images[:2].cpu().float().div(255).numpy())
         scores = jobs.evaluate_run(
             run, network.to(device), splits.test, splits.classes, name="test", title=f"{title}, test", model_id=model_id
         )

@@ -99,7 +99,7 @@ def test_what_a_sweep_may_search_lies_within_the_bounds():
         ("--dataset folder:", f"dataset=folder:: choose {DATASET_CHOICES}"),
         ("--transfrm diffeo", "unknown flag --transfrm; did you mean transform?; --help lists the flags"),
         ("diffeo", "unknown flag diffeo; --help lists the flags"),
-        ("--resume abc --lr 1", "lr: the knobs of a resumed run are its own; give --resume alone, or with --device"),
+        ("--resume abc --lr 1", "lr: the knobs of a resumed run are its own; with --resume go only device, data_dir and dataset"),
     ],
 )  # fmt: skip
 def test_bad_flags_are_one_clear_line(argv, line):

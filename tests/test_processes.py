@@ -93,57 +93,38 @@ def test_a_killed_run_goes_on_and_ends_as_the_unbroken_one_bit_for_bit(workplace
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_the_run_killed_with_its_checkpoint_kept(workplace, client, sent, code):
-    process = workplace.start_module("train", *FLAGS)
+def test_an_interrupt_ends_the_run_killed_with_its_checkpoint_kept_however_impatient(workplace, client, sent, code):
+    process = workplace.start_module("train", *FLAGS[:-4], "--epochs", "2000")
     wait_for_epoch(process, 2)
+    run_id = only_run(client).info.run_id
+    if sent == signal.SIGTERM:
+        second = workplace.run_module("train", "--resume", run_id)
+        assert second.returncode == 2
+        busy = f"error: resume={run_id}: process {process.pid} is still training it: wait, or stop that process first"
+        assert second.stderr.splitlines()[-1] == busy
     process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
+    time.sleep(0.1)
+    process.send_signal(sent)  # as people do
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert "Traceback" not in err
-    run = only_run(client)
-    assert run.info.status == "KILLED"
-    assert list(workplace.path.glob(f"mlruns/*/{run.info.run_id}/artifacts/checkpoint/*.pt"))
-    assert workplace.run_module("train", "--resume", run.info.run_id).returncode == 0
-    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert list(workplace.path.glob(f"mlruns/*/{run_id}/artifacts/checkpoint/*.pt"))
 
 
-def test_a_run_that_is_being_trained_is_not_resumed(workplace, client):
-    process = workplace.start_module("train", *FLAGS[:-4], "--epochs", "2000")
-    wait_for_epoch(process, 1)
-    run_id = only_run(client).info.run_id
-    second = workplace.run_module("train", "--resume", run_id)
-    process.kill()
-    process.communicate()
-    assert second.returncode == 2
-    assert (
-        second.stderr.splitlines()[-1]
-        == f"error: resume={run_id}: process {process.pid} is still training it: wait, or stop that process first"
-    )
-
-
-def test_a_diverged_run_fails_with_what_where_and_the_learning_rate(workplace, client):
-    done = workplace.run_module("train", "--dataset", "digits", *"--optimizer sgd --lr 100 --weight_decay 10 --epochs 5".split())
-    assert done.returncode == 1
-    assert "error: training loss is nan at epoch" in done.stderr and "lr=100.0" in done.stderr and "Traceback" not in done.stderr
-    run = only_run(client)
-    assert run.info.status == "FAILED" and "lr=100.0" in run.data.tags["error"]
-
-
-@pytest.mark.parametrize("ui_first", [False, True], ids=["fresh", "ui first"])
-def test_mlflow_run_takes_the_users_spelling_wherever_the_ui_was(workplace, client, ui_first):
-    if ui_first:
-        port = str(free_port())
-        ui = workplace.start("mlflow", "server", "--port", port)
-        wait_for_url(f"http://127.0.0.1:{port}/health", ui)
-        stop(ui)
-        assert client.get_experiment("0").artifact_location.startswith("mlflow-artifacts:")
+def test_mlflow_run_takes_the_users_spelling_and_works_when_the_ui_was_opened_first(workplace, client):
+    port = str(free_port())
+    ui = workplace.start("mlflow", "server", "--port", port)
+    wait_for_url(f"http://127.0.0.1:{port}/health", ui)
+    stop(ui)
+    assert client.get_experiment("0").artifact_location.startswith("mlflow-artifacts:")
     given = "transform=diffeo dataset=digits lr=1e-2 coordconv=True epochs=2".split()
     done = workplace.run("mlflow", "run", str(ROOT), "--env-manager=local", *(word for pair in given for word in ("-P", pair)))
     assert done.returncode == 0, done.stderr
     run = only_run(client)
     assert run.info.status == "FINISHED" and run.info.run_name == "diffeo-coordconv digits s0"
     assert (run.data.params["lr"], run.data.params["coordconv"], run.data.params["dataset"]) == ("1e-2", "True", "digits")
-    assert list(workplace.path.glob(f"*/0/{run.info.run_id}/artifacts/warps.png"))
+    assert list(workplace.path.glob(f"mlartifacts/0/{run.info.run_id}/artifacts/warps.png"))
     again = workplace.run("mlflow", "run", str(ROOT), "--env-manager=local", "-e", "eval", "-P", f"run_id={run.info.run_id}")
     assert again.returncode == 0, again.stderr
 
@@ -154,13 +135,6 @@ def test_mlflow_run_with_bad_input_is_one_line_and_nothing_is_left_running(workp
     assert "error: lr=-1: must be > 0.0 (default 0.01)" in done.stderr and "Traceback" not in done.stderr
     run = only_run(client)
     assert run.info.status == "FAILED" and "lr=-1" in run.data.tags["mlflow.note.content"]
-
-
-def test_auto_falls_back_loudly_and_the_param_says_what_was_used(workplace, client):
-    done = workplace.run_module("train", "--epochs", "1", "--data_dir", "/proc/nothing")
-    assert done.returncode == 0, done.stderr
-    assert "digits" in done.stdout
-    assert only_run(client).data.params["dataset"] == "digits"
 
 
 def test_a_tracking_server_over_http_and_a_served_model(workplace):

@@ -1,6 +1,7 @@
 """What one training leaves in MLflow, read back through MLflow's own client from a real SQLite store."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from PIL import Image
 
 from stn_pipeline import evaluate, train
 from stn_pipeline.config import TrainConfig
-from stn_pipeline.errors import DataError, DivergedError, RunError
-from stn_pipeline.tracking import load_checkpoint, open_run
+from stn_pipeline.errors import ConfigError, DataError, DivergedError, RunError
+from stn_pipeline.tracking import _named_by_mlflow, load_checkpoint, open_run
 from stn_pipeline.training import score
 
 FLAGS = "--dataset digits --transform diffeo --epochs 3 --device cpu".split()
@@ -127,7 +128,7 @@ def test_the_checkpoint_holds_the_network_that_was_scored(trained):
     ("flags", "error", "text"),
     [
         (["--resume", "{run}"], RunError, "resume={run}: the run is finished, nothing is left to train: start a new one with more epochs"),
-        (["--resume", "nope"], RunError, "run_id=nope: no such run in the store sqlite"),
+        (["--resume", "nope"], RunError, "run nope: not to be had from sqlite"),
         (["--dataset", "folder:/nowhere"], DataError, "/nowhere"),
         (["--dataset", "mnist", "--data_dir", "/proc/nothing"], DataError, "mnist"),
     ],
@@ -154,7 +155,7 @@ def test_eval_refuses_a_set_of_another_shape(trained, tmp_path):
 @pytest.mark.parametrize(
     ("error", "status"), [(DivergedError("loss is nan"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (ZeroDivisionError("x"), "FAILED")]
 )
-def test_a_run_that_breaks_is_closed_with_the_right_status(store, error, status):
+def test_a_run_that_breaks_is_closed_with_the_right_status(store, error, status, signals_restored):
     with pytest.raises(type(error)), open_run("broken", TrainConfig()) as run:
         raise error
     closed = mlflow.get_run(run.id)
@@ -171,3 +172,73 @@ def test_a_collapsed_run_says_so_while_it_runs_and_on_its_page(store, capsys, mo
     assert "warning: epoch 2 looks collapsed: val accuracy 0." in out.out + out.err
     assert run.data.tags["collapsed"] == "true" and "is at chance" in run.data.tags["collapsed.why"]
     assert "**Looked collapsed** in 1 of 2 epochs, at last in epoch 2: val accuracy 0." in run.data.tags["mlflow.note.content"]
+
+
+def test_a_diverged_run_fails_with_what_where_and_the_learning_rate(store):
+    with pytest.raises(DivergedError, match=r"training loss is (inf|nan) at epoch 1, step \d+ of 21, lr=100.0, .*; try lr=10$"):
+        train.train("--dataset digits --optimizer sgd --lr 100 --weight_decay 10 --epochs 5 --device cpu".split())
+    (run, *_) = runs()
+    assert run.info.status == "FAILED" and "lr=100.0" in run.data.tags["error"]
+
+
+def test_auto_falls_back_loudly_and_the_param_says_what_was_used(store, capsys):
+    train.train("--epochs 1 --device cpu --data_dir /proc/nothing --transform none".split())
+    (run, *_) = runs()
+    assert run.data.params["dataset"] == run.data.tags["dataset_used"] == "digits"
+    assert "digits" in capsys.readouterr().out
+
+
+def images_in_folders(folder: Path, n_classes: int, side: int) -> str:
+    for part, label, at in [(p, c, i) for p in ("train", "test") for c in range(n_classes) for i in range(20)]:
+        (folder / part / f"class {label}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side + 2), (at * 10, label * 60, 0)).save(folder / part / f"class {label}" / f"{at}.png")
+    return f"folder:{folder}"
+
+
+def test_images_too_small_leave_no_run(store, tmp_path):
+    before = len(runs())
+    with pytest.raises(ConfigError, match="images are 5x3 px: both sides must be >= 4 px"):
+        train.train(["--dataset", images_in_folders(tmp_path, 2, 3), "--epochs", "1"])
+    assert len(runs()) == before
+
+
+@pytest.fixture
+def signals_restored():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield  # a run that breaks is closed deaf to both
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_folder_run_is_resumed_where_it_moved_but_not_on_other_images(store, tmp_path, monkeypatch, signals_restored):
+    dataset = images_in_folders(tmp_path / "here", 3, 9)
+    calls = []
+
+    def interrupt(self, record):
+        calls.append(record.number)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("stn_pipeline.progress.Progress.watch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(["--dataset", dataset, "--epochs", "3", "--device", "cpu"])
+    (run, *_) = runs()
+    assert (run.info.status, run.info.run_name) == ("KILLED", "affine here s0")
+    (tmp_path / "here").rename(tmp_path / "there")
+    train.train(["--resume", run.info.run_id, "--dataset", f"folder:{tmp_path / 'there'}"])
+    assert calls == [1, 2, 3] and mlflow.get_run(run.info.run_id).info.status == "FINISHED"
+    mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
+    (tmp_path / "there" / "train" / "class 0" / "0.png").unlink()
+    with pytest.raises(DataError, match="has not the images it was trained on: restore them, or start a new run"):
+        train.train(["--resume", run.info.run_id, "--dataset", f"folder:{tmp_path / 'there'}"])
+
+
+def test_a_store_that_cannot_be_used_is_one_line(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
+    with pytest.raises(RunError, match="opens no run: .*77.*; see the MLFLOW_ variables$"):
+        train.train(["--dataset", "digits", "--epochs", "1"])
+
+
+def test_only_names_that_mlflow_made_up_are_replaced():
+    assert _named_by_mlflow("redolent-chimp-963")
+    assert not _named_by_mlflow("cifar-big-2") and not _named_by_mlflow("mine")

@@ -3,13 +3,16 @@
 Shapes: N images, C channels, H W image size, K classes.
 """
 
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stn_pipeline.config import FOLDER
 from stn_pipeline.errors import DataError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
@@ -32,6 +35,11 @@ class Split:
     def to(self, device: torch.device) -> "Split":
         """Return the split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def spread(self, n: int) -> Tensor:
+        """Return at most n indices, evenly spread: a few images of every class, where a folder lists class by class."""
+        n = min(n, len(self))
+        return torch.arange(n, device=self.images.device) * len(self) // n
 
     def take(self, index: np.ndarray) -> "Split":
         """Return the images at `index` int64 (n,), copied."""
@@ -91,6 +99,18 @@ class Splits:
     def to(self, device: torch.device) -> "Splits":
         """Return the splits on `device`."""
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+    @property
+    def name(self) -> str:
+        """The set's name, short: a folder's is that of the folder itself."""
+        return Path(self.dataset.removeprefix(FOLDER)).name
+
+    def digests(self) -> dict[str, str]:
+        """Return a checksum of each split's pixels and labels."""
+        return {
+            name: f"{zlib.crc32(split.labels.cpu().numpy().data, zlib.crc32(split.images.cpu().numpy().data)):08x}"
+            for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
+        }
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

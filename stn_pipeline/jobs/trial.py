@@ -31,11 +31,12 @@ def run_trial(
     each epoch's numbers and may raise to stop; `tick` is told the number of images after each step.
     """
     network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(splits.train.images.device)
-    shown = splits.val.images[:SHOWN_EACH_EPOCH].float() / 255
+    shown = splits.val.images[splits.val.spread(SHOWN_EACH_EPOCH)].float() / 255
+    digests = splits.digests()
     last = resume
     for epoch in fit(network, splits.train, splits.val, config, resume.state if resume else None, tick):
         run.log_epoch(epoch.record, _strip(network, shown))
-        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state)
+        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests)
         run.log_checkpoint(last)
         watch(epoch.record)
     if last is None:
@@ -76,11 +77,11 @@ def _pictures(network: Network, split: Split, classes: tuple[str, ...], scores: 
         "confusion_matrix.png": figures.confusion_matrix(scores.confusion.numpy(), classes, title),
         "reliability.png": figures.reliability(bins.confidence, bins.accuracy, bins.count, bins.error, title),
     }
-    images = split.images[:SHOWN_AT_THE_END].float() / 255
+    chosen = split.spread(SHOWN_AT_THE_END)
+    images = split.images[chosen].float() / 255
     warped, points = network.eval().warp(images)
     if points is not None:
-        labels = [classes[i] for i in scores.labels[: len(images)]]
-        predicted = [classes[i] for i in scores.predicted[: len(images)]]
+        labels, predicted = ([classes[i] for i in which[chosen.cpu()]] for which in (scores.labels, scores.predicted))
         arrays = [tensor.float().cpu().numpy() for tensor in (images, warped, points)]
         pictures["warps.png"] = figures.warps(arrays[0], arrays[1], arrays[2], labels, predicted, title)
     return {name: figures.to_png(figure) for name, figure in pictures.items()}

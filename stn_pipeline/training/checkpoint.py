@@ -1,7 +1,7 @@
 """A checkpoint: everything that a run needs to go on, or to be scored again, in one file of tensors and plain values."""
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -9,18 +9,20 @@ from typing import Any
 import torch
 
 from stn_pipeline.config import TrainConfig
+from stn_pipeline.errors import ConfigError
 from stn_pipeline.model import Network, build
 from stn_pipeline.training.fit import State
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The knobs (dataset as it was really used), what the network was built for, and the training state."""
+    """The knobs (dataset as it was really used), what the network was built for, the training state, the data's checksums."""
 
     config: TrainConfig
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     state: State
+    digests: dict[str, str] = field(default_factory=dict)
 
     def build_best(self) -> Network:
         """Return the network at its best epoch's weights, on the CPU, in evaluation mode."""
@@ -36,6 +38,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "image_shape": checkpoint.image_shape,
         "classes": checkpoint.classes,
         "state": vars(checkpoint.state),
+        "digests": checkpoint.digests,
     }
     torch.save(content, path)
 
@@ -55,11 +58,12 @@ def _load(path: Path) -> Checkpoint | None:
             if file.testzip() is not None:  # torch.load does not look at the checksums
                 return None
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile):
+        return Checkpoint(
+            config=TrainConfig.parse(content["config"]),
+            image_shape=tuple(content["image_shape"]),
+            classes=tuple(content["classes"]),
+            state=State(**content["state"]),
+            digests=content["digests"],
+        )
+    except (RuntimeError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile, KeyError, TypeError, ConfigError):
         return None
-    return Checkpoint(
-        config=TrainConfig.parse(content["config"]),
-        image_shape=tuple(content["image_shape"]),
-        classes=tuple(content["classes"]),
-        state=State(**content["state"]),
-    )

@@ -131,7 +131,7 @@ def fit(
         val_scores = score(network, val)
         if not math.isfinite(val_scores.loss):  # the last step alone may have blown the weights up
             raise _diverged(f"validation loss is {val_scores.loss} after epoch {number}", config)
-        diagnostics = diagnose(network, val.images[:DIAGNOSED_IMAGES])
+        diagnostics = diagnose(network, val.images[val.spread(DIAGNOSED_IMAGES)])
 
         sizes = torch.full((n_steps,), config.batch_size, dtype=torch.double)
         sizes[-1] = len(train) - (n_steps - 1) * config.batch_size
@@ -147,7 +147,7 @@ def fit(
             **diagnostics,
         )
         state.history.append(asdict(record))
-        if record.val_loss < (state.best_val_loss if state.best else math.inf):
+        if record.val_loss < state.best_val_loss:
             state.best_epoch, state.best = number, copy.deepcopy(network.state_dict())
         state.network, state.optimizer = network.state_dict(), optimizer.state_dict()
         yield Epoch(record, state)

@@ -15,6 +15,7 @@ from stn_pipeline.model import Network
 from stn_pipeline.training.device import arithmetic
 
 SCORING_BATCH = 500
+SCORING_PIXELS = 2_000_000  # a batch, all channels; the first feature map takes up to ten times as many numbers
 CALIBRATION_BINS = 15
 
 
@@ -61,8 +62,9 @@ def score(network: Network, split: Split) -> Scores:
     was_training = network.training
     network.eval()
     losses, predicted, confidence = [], [], []
-    for first in range(0, len(split), SCORING_BATCH):
-        batch = slice(first, first + SCORING_BATCH)
+    size = max(1, min(SCORING_BATCH, SCORING_PIXELS // split.images[0].numel()))
+    for first in range(0, len(split), size):
+        batch = slice(first, first + size)
         logits = network(split.images[batch].float() / 255)
         losses.append(F.cross_entropy(logits, split.labels[batch], reduction="none"))
         top = logits.softmax(dim=1).max(dim=1)
