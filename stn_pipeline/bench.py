@@ -177,7 +177,7 @@ def bench(argv: Sequence[str]) -> None:
         print(f"{name:<28}{median(values):>8.2f}{min(values):>8.2f}{max(values):>8.2f}{ratio:>10.2f}")
     if knobs.out:
         machine = {"device": describe(device), "torch": torch.__version__, "python": platform.python_version()}
-        figures = {"knobs": knobs.model_dump(), "n_train": len(splits.train), "seconds_an_epoch": seconds}
+        figures = {"knobs": knobs.model_dump(exclude={"data_dir", "out"}), "n_train": len(splits.train), "seconds_an_epoch": seconds}
         Path(knobs.out).write_text(json.dumps(machine | figures, indent=1) + "\n")
 
 
