@@ -48,16 +48,16 @@ logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(loggi
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def _artifacts_without_a_server(artifact_uri: str, *args: Any, **kwargs: Any) -> Any:
+def _artifacts_without_a_server(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
     """Return the repository of an mlflow-artifacts URI, reading and writing the server's own folder where none is asked.
 
     A UI that was opened before the first run gives the experiment Default an artifact location that only it can
     resolve, and `mlflow run` puts its runs there. Beside a SQLite store that location is the folder mlartifacts/.
     """
-    tracking_uri = mlflow.get_tracking_uri()
-    if not tracking_uri.startswith("sqlite:///"):
-        return MlflowArtifactsRepository(artifact_uri, *args, **kwargs)
-    folder = Path(tracking_uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
+    store = tracking_uri or mlflow.get_tracking_uri()
+    if not store.startswith("sqlite:///"):
+        return MlflowArtifactsRepository(artifact_uri, tracking_uri, registry_uri)
+    folder = Path(store.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
     return LocalArtifactRepository(str(folder / unquote(artifact_uri.removeprefix("mlflow-artifacts:").lstrip("/"))))
 
 

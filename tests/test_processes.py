@@ -112,11 +112,13 @@ def test_an_interrupt_ends_the_run_killed_with_its_checkpoint_kept_however_impat
     assert list(workplace.path.glob(f"mlruns/*/{run_id}/artifacts/checkpoint/*.pt"))
 
 
-def test_mlflow_run_takes_the_users_spelling_and_works_when_the_ui_was_opened_first(workplace, client):
+def test_mlflow_run_takes_the_users_spelling_and_works_when_the_ui_was_opened_first(workplace, monkeypatch):
+    monkeypatch.chdir(workplace.path)
     port = str(free_port())
     ui = workplace.start("mlflow", "server", "--port", port)
     wait_for_url(f"http://127.0.0.1:{port}/health", ui)
     stop(ui)
+    client = mlflow.MlflowClient(f"sqlite:///{workplace.path}/mlflow.db")
     assert client.get_experiment("0").artifact_location.startswith("mlflow-artifacts:")
     given = "transform=diffeo dataset=digits lr=1e-2 coordconv=True epochs=2".split()
     done = workplace.run("mlflow", "run", str(ROOT), "--env-manager=local", *(word for pair in given for word in ("-P", pair)))
