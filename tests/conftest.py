@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MNIST_FILE = "MNIST/raw/train-images-idx3-ubyte"
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,3 @@ class Workplace:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
-
-
-def data_dir() -> str:
-    """Return the folder with the real data sets: STN_TEST_DATA, or the one beside the repository."""
-    return os.environ.get("STN_TEST_DATA", str(ROOT.parent / "shared" / "data"))
-
-
-needs_mnist = pytest.mark.skipif(
-    not (Path(data_dir()) / MNIST_FILE).exists(), reason=f"needs {MNIST_FILE} under STN_TEST_DATA (or ../shared/data)"
-)
