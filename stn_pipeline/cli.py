@@ -23,13 +23,17 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised so that it ends a run as Ctrl-C does."""
 
 
-def parse(knobs: type[Knobs], argv: Sequence[str], description: str, options: dict[str, str] | None = None) -> dict[str, str]:
+def parse(
+    knobs: type[Knobs], argv: Sequence[str], description: str, options: dict[str, str] | None = None, positional: str = ""
+) -> dict[str, str]:
     """Return the flags that were given, unchecked, by knob name.
 
     Every flag takes a value, since `mlflow run -P name=value` passes them so; --batch-size is --batch_size.
-    `options` adds flags that are not knobs, with their help.
+    `options` adds flags that are not knobs, with their help; the one called `positional` is required, and may stand bare.
     Raises: ConfigError for an unknown flag or a missing value.
     """
+    if positional and argv and not argv[0].startswith("-"):
+        argv = [f"--{positional}", *argv]
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=_Help)
     for name, text in (options or {}).items():
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
@@ -44,6 +48,8 @@ def parse(knobs: type[Knobs], argv: Sequence[str], description: str, options: di
         known = [*knobs.model_fields, *(options or {})]
         near = did_you_mean(unknown[0].lstrip("-").partition("=")[0], known)
         raise ConfigError(f"unknown flag {unknown[0]}{near}; --help lists the flags")
+    if positional and not hasattr(given, positional):
+        raise ConfigError(f"{positional}: missing; it is {(options or {})[positional]}")
     return vars(given)
 
 

@@ -6,7 +6,7 @@ knob table all come from these declarations.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -63,6 +63,7 @@ class Knobs(BaseModel):
     """What every set of knobs shares: frozen, unknown names forbidden, errors of one line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    noun: ClassVar[str] = "knob"
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -74,6 +75,10 @@ class Knobs(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(_explain(cls, error.errors()[0])) from error
+
+    def flat(self) -> dict[str, Any]:
+        """Return the values by name, each one plain, as a tracked run's params are."""
+        return self.model_dump()
 
 
 class TrainConfig(Knobs):
@@ -193,7 +198,7 @@ _RULES = {
 def _explain(cls: type[Knobs], error: ErrorDetails) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        return f"unknown knob {name}: choose from {', '.join(cls.model_fields)}{did_you_mean(name, cls.model_fields)}"
+        return f"unknown {cls.noun} {name}: choose from {', '.join(cls.model_fields)}{did_you_mean(name, cls.model_fields)}"
     if error["type"] == "missing":
         return f"{name}: missing; it is the {cls.model_fields[name].description}: give --{name} VALUE"
     if not name:

@@ -22,6 +22,14 @@ conda_env: conda.yaml
 entry_points:
 """
 
+SWEEP = """\
+  # Any other key of the file works as -P KEY=VALUE too, and then goes before the file's own.
+  sweep:
+    parameters:
+      config: {type: string, default: "sweeps/digits.yaml"}
+    command: python -m stn_pipeline.sweep --config {config}
+"""
+
 CONDA = """\
 # Written by `python -m stn_pipeline.docs` from pyproject.toml; a test holds it to that.
 name: stn-pipeline
@@ -35,7 +43,7 @@ dependencies:
 
 def mlproject() -> str:
     """Return the text of MLproject."""
-    return MLPROJECT + _entry_point("main", "train", TrainConfig) + _entry_point("eval", "evaluate", EvalConfig)
+    return MLPROJECT + _entry_point("main", "train", TrainConfig) + _entry_point("eval", "evaluate", EvalConfig) + SWEEP
 
 
 def _entry_point(name: str, module: str, knobs: type[Knobs]) -> str:

@@ -33,8 +33,8 @@ def evaluate(argv: Sequence[str]) -> None:
     title = f"eval {checkpoint.config.arm} {splits.name} {knobs.split} s{checkpoint.config.seed}"
     used = knobs.model_copy(update={"dataset": splits.dataset, "data_dir": config.data_dir})
     with tracking.open_run(title, used, parent=knobs.run_id, device=describe(device)) as run:
-        tracking.log_data(splits)
-        run.tag(evaluated_run=knobs.run_id)
+        run.log_data(splits)
+        run.tag({"evaluated_run": knobs.run_id})
         network = checkpoint.build_best().to(device)
         split = getattr(splits, knobs.split)
         scores = jobs.evaluate_run(run, network, split, splits.classes, name=knobs.split, title=title)

@@ -10,7 +10,8 @@ vermilion is wrong, in every figure.
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -54,6 +55,15 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi="figure")
     return buffer.getvalue()
+
+
+@contextmanager
+def sheet(width: float, height: float, title: str) -> Iterator[Figure]:
+    """Lend an empty figure of that size (inches) in this style to those who draw for themselves; make the PNG inside."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        _title(figure, _wrapped(title, width)[0])
+        yield figure
 
 
 @matplotlib.rc_context(STYLE)

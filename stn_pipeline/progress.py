@@ -1,9 +1,10 @@
-"""What the console shows of a training: a bar in a terminal, a line an epoch elsewhere."""
+"""What the console shows of a training or a sweep: a bar in a terminal, a line an epoch or a trial elsewhere."""
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tqdm import tqdm
 
@@ -65,3 +66,59 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave the bar where it is."""
         self.bar.close()
+
+
+class Searching(Protocol):
+    """What the bar shows of a study."""
+
+    @property
+    def n_left(self) -> int:
+        """Number of jobs still to be done."""
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of trials by how they ended."""
+
+    @property
+    def best(self) -> str:
+        """The best value so far, in words."""
+
+
+class SweepProgress:
+    """Trials done, pruned, failed and lost, the best so far, time left; a line for each trial that ends."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[None] | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.write(line)
+        else:
+            _say(line)
+
+    def watch(self, searches: Sequence[Searching]) -> Callable[[], None]:
+        """Show the bar; return what moves it."""
+        n_left = before = sum(search.n_left for search in searches)
+        self.bar = bar = tqdm(total=n_left, unit=" jobs", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.05)
+
+        def move() -> None:
+            nonlocal before
+            left = sum(search.n_left for search in searches)
+            if left < before:
+                bar.update(before - left)
+            elif left > before:
+                bar.total += left - before
+            before = left
+            told = [", ".join([search.best, *(f"{n} {kind}" for kind, n in search.counts().items() if n)]) for search in searches]
+            bar.set_postfix_str("; ".join(told))
+
+        return move
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the bar where it is."""
+        if self.bar is not None:
+            self.bar.close()

@@ -4,12 +4,14 @@ The store is wherever MLflow itself looks (MLFLOW_TRACKING_URI, or mlflow.db bes
 """
 
 import logging
+import math
 import os
 import platform
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,20 @@ import yaml
 from mlflow.artifacts import download_artifacts
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.utils.git_utils import get_git_commit
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+)
 from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 
 from stn_pipeline import __version__
@@ -42,6 +51,9 @@ from stn_pipeline.training import Checkpoint, Record, checkpoint
 
 EXPERIMENT = "stn"
 CHECKPOINTS = "checkpoint"
+CHAMPION = "champion"
+MAX_TAG = 8000
+CHILD_OF = MLFLOW_PARENT_RUN_ID
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
@@ -65,14 +77,21 @@ artifact_repository_registry._artifact_repository_registry.register("mlflow-arti
 
 
 class Run:
-    """One open MLflow run."""
+    """One MLflow run, to be written to from any process; who opened or created it closes it."""
 
     def __init__(self, run_id: str):
         self.id = run_id
+        self._client = mlflow.MlflowClient()
         self._collapsed = False
 
-    def log_epoch(self, record: Record, warps: np.ndarray | None) -> None:
-        """Log an epoch's metrics in one call, step = epoch from 1, and its strip of warps (H, W, 3) uint8."""
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None, model_id: str | None = None) -> None:
+        """Log metrics in one call."""
+        now = int(time.time() * 1000)
+        entities = [Metric(name, value, now, step or 0, model_id=model_id) for name, value in metrics.items()]
+        self._client.log_batch(self.id, metrics=entities)  # half the time of mlflow.log_metrics
+
+    def log_epoch(self, record: Record, warps: np.ndarray | None = None) -> None:
+        """Log an epoch's metrics in one call, step = epoch from 1, and where given its strip of warps (H, W, 3) uint8."""
         metrics = {
             "train/loss": record.train_loss,
             "train/accuracy": record.train_accuracy,
@@ -81,19 +100,20 @@ class Run:
             "time/epoch_s": record.seconds,
             "speed/images_per_s": record.images_per_s,
         }
-        if warps is not None:
+        if not math.isnan(record.shift):
             metrics |= {
                 "warp/shift": record.shift,
                 "warp/outside": record.outside,
                 "warp/log_det": record.log_det,
                 "warp/folded": record.folded,
             }
-            mlflow.log_image(warps, key="warps", step=record.number)
-        mlflow.log_metrics(metrics, step=record.number)
+        self.log_metrics(metrics, record.number)
+        if warps is not None:
+            self._client.log_image(self.id, warps, key="warps", step=record.number)
         if record.trouble:
-            mlflow.set_tags({"collapsed": "true", "collapsed.why": f"epoch {record.number}: {record.trouble}"})
+            self.tag({"collapsed": "true", "collapsed.why": f"epoch {record.number}: {record.trouble}"})
         elif self._collapsed:
-            mlflow.set_tag("collapsed", "recovered")
+            self.tag({"collapsed": "recovered"})
         self._collapsed = bool(record.trouble)
 
     def log_checkpoint(self, content: Checkpoint) -> None:
@@ -101,24 +121,23 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("even.pt" if content.state.epoch % 2 == 0 else "odd.pt")
             checkpoint.save(content, path)
-            mlflow.log_artifact(str(path), CHECKPOINTS)
+            mlflow.log_artifact(str(path), CHECKPOINTS, run_id=self.id)
 
     def log_scores(self, split: str, scores: dict[str, Any], model_id: str | None = None) -> None:
         """Log a split's scores, as training.report gives them: metrics, and report.json."""
-        metrics = {f"{split}/{name}": scores[name] for name in ("loss", "accuracy", "calibration_error")}
-        mlflow.log_metrics(metrics, model_id=model_id)
-        mlflow.log_dict(scores, "report.json")
+        self.log_metrics({f"{split}/{name}": scores[name] for name in ("loss", "accuracy", "calibration_error")}, model_id=model_id)
+        self.log_json("report.json", scores)
 
     def log_files(self, files: dict[str, bytes]) -> None:
         """Log artifacts by name."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content)
-            mlflow.log_artifacts(folder)
+            mlflow.log_artifacts(folder, run_id=self.id)
 
     def log_json(self, name: str, content: dict[str, Any]) -> None:
         """Log an artifact of plain values."""
-        mlflow.log_dict(content, name)
+        mlflow.log_dict(content, name, run_id=self.id)
 
     def log_model(self, network: Network, example: np.ndarray) -> str:
         """Log the network as a portable pt2 program (images (B, C, H, W) in [0, 1] in, logits out); return the model's id.
@@ -126,57 +145,153 @@ class Run:
         `example` needs at least two images: one alone would fix the batch size at one.
         """
         requirements = [f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"]
-        logged = mlflow.pytorch.log_model(network, name="model", input_example=example, pip_requirements=requirements)
+        with _active(self.id):
+            logged = mlflow.pytorch.log_model(network, name="model", input_example=example, pip_requirements=requirements)
         return str(logged.model_id)
+
+    def register(self, name: str) -> str:
+        """Register the run's model as the newest version of `name`, with alias champion; return the version."""
+        version = mlflow.register_model(f"runs:/{self.id}/model", name).version
+        self._client.set_registered_model_alias(name, CHAMPION, version)
+        return str(version)
+
+    def log_data(self, splits: Splits) -> None:
+        """Log the three splits as the run's inputs, with their checksums, and which set was really used."""
+        source = CodeDatasetSource(tags={"dataset": splits.dataset})
+        inputs = []
+        for context, digest in splits.digests().items():
+            data = MetaDataset(source, name=f"{splits.name}-{context}-{len(getattr(splits, context))}", digest=digest)
+            inputs.append(DatasetInput(data._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
+        self._client.log_inputs(self.id, inputs)
+        self.tag({"dataset_used": splits.dataset})
+
+    def log_knobs(self, knobs: Knobs) -> None:
+        """Log the knobs as params, except those that `mlflow run` logged in the user's own spelling; config.yaml has all."""
+        have = self._client.get_run(self.id).data.params
+        self._client.log_batch(self.id, params=[Param(name, str(value)) for name, value in knobs.flat().items() if name not in have])
+        mlflow.log_text(yaml.safe_dump(knobs.model_dump(mode="json"), sort_keys=False), "config.yaml", run_id=self.id)
 
     def describe(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
-        mlflow.set_tag("mlflow.note.content", markdown)
+        self.tag({MLFLOW_RUN_NOTE: markdown[:MAX_TAG]})
 
-    def tag(self, **tags: str) -> None:
+    def tag(self, tags: dict[str, str]) -> None:
         """Set tags."""
-        mlflow.set_tags(tags)
+        self._client.log_batch(self.id, tags=[RunTag(name, value[:MAX_TAG]) for name, value in tags.items()])
+
+    def fail(self, reason: str) -> None:
+        """Say on the run's page why it failed."""
+        self.tag({"error": reason})
+        self.describe(f"**Failed.** {reason}")
+
+    def reopen(self) -> None:
+        """Say that the run goes on."""
+        self._client.update_run(self.id, status="RUNNING")
+
+    def close(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.id, status)
+
+
+@contextmanager
+def _active(run_id: str) -> Iterator[None]:
+    """Make a run the process's active one, which alone a model is linked to; the run stays open."""
+    if mlflow.active_run() is not None:
+        yield
+        return
+    mlflow.start_run(run_id=run_id)
+    try:
+        yield
+    finally:
+        mlflow.end_run("RUNNING")
 
 
 @contextmanager
 def open_run(name: str, knobs: Knobs, *, resume: str | None = None, parent: str | None = None, device: str = "") -> Iterator[Run]:
-    """Open a run: the one that `mlflow run` made, the one to resume, or a new one; close it with the right status.
-
-    An interrupt closes it KILLED, an error FAILED with the reason on its page.
-    """
+    """Open a run: the one that `mlflow run` made, the one to resume, or a new one; close it with the right status."""
     made_by_mlflow = "MLFLOW_RUN_ID" in os.environ
-    try:
-        where: dict[str, Any] = {"run_id": resume} if resume else {} if made_by_mlflow else {"experiment_id": _experiment_id(parent)}
+    with reachable():
+        experiment = experiment_id(parent or resume)
+        where = {"run_id": resume} if resume else {} if made_by_mlflow else {"experiment_id": experiment}
         active = mlflow.start_run(**where, log_system_metrics=True)
-    except MlflowException as error:
-        raise RunError(f"MLflow at {mlflow.get_tracking_uri()} opens no run: {_first_line(error)}; see the MLFLOW_ variables") from error
     run = Run(active.info.run_id)
-    try:
+    with closing(run, mlflow.end_run):
         if not resume and (not made_by_mlflow or _named_by_mlflow(active.info.run_name)):
-            mlflow.set_tag("mlflow.runName", name)
+            mlflow.set_tag(MLFLOW_RUN_NAME, name)
         if parent:
-            mlflow.set_tag("mlflow.parentRunId", parent)
-        if "mlflow.experimentKind" not in mlflow.get_experiment(active.info.experiment_id).tags:
-            # Otherwise the UI opens the experiment as one of prompts and judges.
-            mlflow.MlflowClient().set_experiment_tag(active.info.experiment_id, "mlflow.experimentKind", "custom_model_development")
-        _log_knobs(active, knobs)
-        mlflow.set_tags(_environment() | {"device": device})
+            mlflow.set_tag(MLFLOW_PARENT_RUN_ID, parent)
+        run.log_knobs(knobs)
+        run.tag(environment() | {"device": device})
         yield run
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn MLflow's complaint inside the block into one line.
+
+    Raises: RunError where the store does not answer, or refuses.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        raise RunError(f"MLflow at {store()} opens no run: {_first_line(error)}; see the MLFLOW_ variables") from error
+
+
+def store() -> str:
+    """Return where MLflow keeps the runs."""
+    return str(mlflow.get_tracking_uri())
+
+
+@contextmanager
+def closing(run: Run, close: Callable[[str], object]) -> Iterator[None]:
+    """Close a run after the block: FINISHED; KILLED by an interrupt; FAILED by an error, with the reason on its page."""
+    try:
+        yield
     except KeyboardInterrupt:
-        _ignore_signals()
-        mlflow.end_run("KILLED")
+        ignore_signals()
+        close("KILLED")
         raise
     except BaseException as error:
-        _ignore_signals()
-        reason = str(error) if isinstance(error, StnError) else f"{type(error).__name__}: {error}"
-        run.tag(error=reason[:5000])
-        run.describe(f"**Failed.** {reason}")
-        mlflow.end_run("FAILED")
+        ignore_signals()
+        run.fail(str(error) if isinstance(error, StnError) else f"{type(error).__name__}: {error}")
+        close("FAILED")
         raise
-    mlflow.end_run()
+    close("FINISHED")
 
 
-def _ignore_signals() -> None:
+def create_run(name: str, experiment: str, knobs: Knobs, tags: dict[str, str], parent: str = "") -> Run:
+    """Create a run that some other process may write to; the caller closes it."""
+    tags = tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+    run = Run(mlflow.MlflowClient().create_run(experiment, run_name=name, tags=tags).info.run_id)
+    run.log_knobs(knobs)
+    return run
+
+
+def adopt_run(name: str, knobs: Knobs, tags: dict[str, str]) -> Run | None:
+    """Return the run that `mlflow run` made for this process, named and tagged, or None where there is none; once only."""
+    run_id = os.environ.pop("MLFLOW_RUN_ID", None)
+    if run_id is None:
+        return None
+    run = Run(run_id)
+    run.tag(tags | {MLFLOW_RUN_NAME: name})
+    run.log_knobs(knobs)
+    return run
+
+
+def search_runs(tags: dict[str, str]) -> list[MlflowRun]:
+    """Return the runs that have all of these tags, oldest first, from every experiment."""
+    words = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    found: list[MlflowRun] = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=" and ".join(words),
+        order_by=["attributes.start_time ASC"],
+        max_results=50_000,
+        output_format="list",
+    )
+    return found
+
+
+def ignore_signals() -> None:
     """Let a run be closed in peace: a second Ctrl-C would leave it RUNNING."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -192,35 +307,40 @@ def _named_by_mlflow(name: str) -> bool:
     return first in _GENERATOR_PREDICATES and rest.partition("-")[0] in _GENERATOR_NOUNS
 
 
-def _experiment_id(parent: str | None) -> str:
+def experiment_id(parent: str | None = None) -> str:
     """Return the id of the parent run's experiment, of the one that the environment names, or of `stn`; made where missing.
 
     Passed on by id: processes that call set_experiment at the same time can end up in Default.
     """
+    client = mlflow.MlflowClient()
     if parent:
-        return str(mlflow.get_run(parent).info.experiment_id)
-    if "MLFLOW_EXPERIMENT_ID" in os.environ:
-        return os.environ["MLFLOW_EXPERIMENT_ID"]
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        found = str(client.get_run(parent).info.experiment_id)
+    elif "MLFLOW_RUN_ID" in os.environ:
+        found = str(client.get_run(os.environ["MLFLOW_RUN_ID"]).info.experiment_id)
+    elif "MLFLOW_EXPERIMENT_ID" in os.environ:
+        found = os.environ["MLFLOW_EXPERIMENT_ID"]
+    else:
+        found = _experiment_named(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
+    if "mlflow.experimentKind" not in client.get_experiment(found).tags:
+        # Otherwise the UI opens the experiment as one of prompts and judges.
+        client.set_experiment_tag(found, "mlflow.experimentKind", "custom_model_development")
+    return found
+
+
+def _experiment_named(name: str) -> str:
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is None:
         try:
             return str(mlflow.create_experiment(name))
-        except MlflowException:
+        except MlflowException:  # another process was quicker
             experiment = mlflow.get_experiment_by_name(name)
             if experiment is None:
                 raise
     return str(experiment.experiment_id)
 
 
-def _log_knobs(active: MlflowRun, knobs: Knobs) -> None:
-    """Log the knobs as params, except those that `mlflow run` logged in the user's own spelling; config.yaml has all."""
-    have = mlflow.get_run(active.info.run_id).data.params
-    mlflow.log_params({name: value for name, value in knobs.model_dump().items() if name not in have})
-    mlflow.log_text(yaml.safe_dump(knobs.model_dump(), sort_keys=False), "config.yaml")
-
-
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the tags that say what code ran where: commit, versions, process."""
     me = psutil.Process()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "mlflow": mlflow.__version__, "stn_pipeline": __version__}
     commit = get_git_commit(str(Path(__file__).parent))
@@ -232,15 +352,6 @@ def _environment() -> dict[str, str]:
     )
 
 
-def log_data(splits: Splits) -> None:
-    """Log the three splits as the run's inputs, with their checksums, and which set was really used."""
-    source = CodeDatasetSource(tags={"dataset": splits.dataset})
-    for context, digest in splits.digests().items():
-        name = f"{splits.name}-{context}-{len(getattr(splits, context))}"
-        mlflow.log_input(MetaDataset(source, name=name, digest=digest), context=context)
-    mlflow.set_tag("dataset_used", splits.dataset)
-
-
 def find_run(run_id: str) -> MlflowRun:
     """Return a run.
 
@@ -250,8 +361,7 @@ def find_run(run_id: str) -> MlflowRun:
         run = mlflow.get_run(run_id)
     except MlflowException as error:
         raise RunError(
-            f"run {run_id}: not to be had from {mlflow.get_tracking_uri()}: {_first_line(error)}; "
-            "copy the id from the run's page, or set MLFLOW_TRACKING_URI"
+            f"run {run_id}: not to be had from {store()}: {_first_line(error)}; copy the id from the run's page, or set MLFLOW_TRACKING_URI"
         ) from error
     if run.info.lifecycle_stage == "deleted":
         raise RunError(f"run {run_id}: it is deleted: restore it with `mlflow runs restore --run-id {run_id}`")
@@ -296,7 +406,7 @@ def disown_run(error: StnError) -> None:
     """Say on the run that `mlflow run` made why nothing was started; MLflow itself closes it FAILED."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
-        client = mlflow.MlflowClient()
         with suppress(MlflowException):  # the store may be what is wrong
-            client.set_tag(run_id, "error", str(error)[:5000])
-            client.set_tag(run_id, "mlflow.note.content", f"**Nothing was started.** {error}")
+            run = Run(run_id)
+            run.tag({"error": str(error)})
+            run.describe(f"**Nothing was started.** {error}")

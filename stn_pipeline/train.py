@@ -40,24 +40,13 @@ def train(argv: Sequence[str]) -> None:
     if resume is not None and resume.digests != splits.digests():
         raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
 
-    title = f"{config.arm} {splits.name} s{config.seed}"
+    title = jobs.title_of(config, splits)
     with tracking.open_run(title, config, resume=run_id, device=describe(device)) as run:
         counts = f"{len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test images"
         print(f"run {run.id}  {title}  {counts}, on {describe(device)}", flush=True)
-        if resume is None:
-            tracking.log_data(splits)
         with Progress(config.epochs, len(splits.train), resume.state.epoch if resume else 0) as progress:
-            last = jobs.run_trial(config, splits, run, resume=resume, watch=progress.watch, tick=progress.tick)
-
-        network = last.build_best()
-        model_id = run.log_model(network, splits.train.images[:2].cpu().float().div(255).numpy())
-        scores = jobs.evaluate_run(
-            run, network.to(device), splits.test, splits.classes, name="test", title=f"{title}, test", model_id=model_id
-        )
-        run.log_files({"curves.png": jobs.curves_picture(last.state.history, last.state.best_epoch, title)})
-        best = f"Best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
-        run.describe(jobs.headline(title, scores, best + jobs.troubles(last.state.history)))
-        print(f"test {jobs.in_words(scores)}. {best}.")
+            last, scores = jobs.train_and_test(config, splits, run, resume=resume, watch=progress.watch, tick=progress.tick)
+        print(f"test {jobs.in_words(scores)}. Best epoch {last.state.best_epoch} of {config.epochs} by validation loss.")
         print("see it: mlflow server --no-serve-artifacts, then http://127.0.0.1:5000")
 
 

@@ -18,7 +18,9 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"figures"},
     {"tracking"},
     {"jobs"},
-    {"cli", "progress", "docs", "bench", "train", "evaluate"},
+    {"comparing"},
+    {"search"},
+    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep"},
 )
 ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}}
 
@@ -92,7 +94,7 @@ def test_the_core_loads_neither_mlflow_nor_optuna(code, loaded):
 
 
 def test_help_and_bad_flags_load_no_torch():
-    code = "import stn_pipeline.train, stn_pipeline.evaluate, sys; print(*sorted({'torch', 'mlflow', 'sklearn'} & set(sys.modules)))"
+    code = "import stn_pipeline.train, stn_pipeline.evaluate, stn_pipeline.sweep, sys; print(*sorted({'torch', 'mlflow', 'optuna', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -14,7 +14,7 @@ from stn_pipeline.errors import DataError
 __all__ = ["SOURCES", "RawData", "Split", "Splits", "load"]
 
 
-def load(config: TrainConfig, device: torch.device | None = None, announce: Callable[[str], None] = print) -> Splits:
+def load(config: TrainConfig, device: torch.device | None = None, announce: Callable[[str], object] = print) -> Splits:
     """Return the train, val and test splits of `config.dataset`.
 
     A data set asked for by name never falls back; auto is mnist, or else digits, and says so.

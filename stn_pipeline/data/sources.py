@@ -19,7 +19,7 @@ import torch
 from stn_pipeline.data.splits import RawData, Split
 from stn_pipeline.errors import DataError
 
-Announce = Callable[[str], None]
+Announce = Callable[[str], object]
 TIMEOUT_S = 15.0  # of each wait for the network
 DIGITS = tuple("0123456789")
 CPU = torch.device("cpu")

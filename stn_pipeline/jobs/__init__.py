@@ -1,5 +1,20 @@
-"""Trainings, somewhere: run_trial is the one training that train, a sweep and a comparison share."""
+"""Trainings, somewhere: the one training that train, a sweep and a comparison share, the driver's loop, and the pools."""
 
-from stn_pipeline.jobs.trial import curves_picture, evaluate_run, headline, in_words, run_trial, troubles
+from stn_pipeline.jobs.driver import Job, Outcome, Source, drive
+from stn_pipeline.jobs.pool import LocalPool, available_cores
+from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, run_trial, title_of, train_and_test
 
-__all__ = ["curves_picture", "evaluate_run", "headline", "in_words", "run_trial", "troubles"]
+__all__ = [
+    "Job",
+    "LocalPool",
+    "Outcome",
+    "Source",
+    "available_cores",
+    "drive",
+    "evaluate_run",
+    "headline",
+    "in_words",
+    "run_trial",
+    "title_of",
+    "train_and_test",
+]

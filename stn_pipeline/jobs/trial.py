@@ -1,5 +1,6 @@
 """One tracked training, and one tracked evaluation: the network, the loop and the run brought together."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from stn_pipeline.training import Checkpoint, Record, Scores, calibration, fit, 
 
 SHOWN_EACH_EPOCH = 12
 SHOWN_AT_THE_END = 8
+LEAN_CHECKPOINT_S = 10
 
 
 def run_trial(
@@ -24,24 +26,60 @@ def run_trial(
     resume: Checkpoint | None = None,
     watch: Callable[[Record], object] = lambda record: None,
     tick: Callable[[int], object] | None = None,
+    lean: bool = False,
 ) -> Checkpoint:
     """Train, logging every epoch and keeping a checkpoint after it; the test split is not touched.
 
     `config.dataset` is the one really used, `splits` lie on the device, `resume` is where to go on from. `watch` is told
-    each epoch's numbers and may raise to stop; `tick` is told the number of images after each step.
+    each epoch's numbers and may raise to stop; `tick` is told the number of images after each step. A `lean` trial logs
+    no pictures, and its checkpoint only every LEAN_CHECKPOINT_S seconds and at the end.
     """
     network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(splits.train.images.device)
     shown = splits.val.images[splits.val.spread(SHOWN_EACH_EPOCH)].float() / 255
     digests = splits.digests()
-    last = resume
+    last, kept_at = resume, time.monotonic()
     for epoch in fit(network, splits.train, splits.val, config, resume.state if resume else None, tick):
-        run.log_epoch(epoch.record, _strip(network, shown))
+        run.log_epoch(epoch.record, None if lean else _strip(network, shown))
         last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests)
-        run.log_checkpoint(last)
+        if not lean or epoch.record.number == config.epochs or time.monotonic() > kept_at + LEAN_CHECKPOINT_S:
+            run.log_checkpoint(last)
+            kept_at = time.monotonic()
         watch(epoch.record)
     if last is None:
         raise ValueError("run_trial trained nothing: epochs must be >= 1")
     return last
+
+
+def train_and_test(
+    config: TrainConfig,
+    splits: Splits,
+    run: Run,
+    *,
+    resume: Checkpoint | None = None,
+    watch: Callable[[Record], object] = lambda record: None,
+    tick: Callable[[int], object] | None = None,
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """Train, then score the best epoch on the test split, log its model and pictures, and say on the run's page how it went.
+
+    The one reader of a test split. Returns the last checkpoint and the test scores, as training.report gives them.
+    """
+    title = title_of(config, splits)
+    if resume is None:
+        run.log_data(splits)
+    last = run_trial(config, splits, run, resume=resume, watch=watch, tick=tick)
+    network = last.build_best()
+    model_id = run.log_model(network, splits.train.images[:2].cpu().float().div(255).numpy())
+    network.to(splits.test.images.device)
+    scores = evaluate_run(run, network, splits.test, splits.classes, name="test", title=f"{title}, test", model_id=model_id)
+    run.log_files({"curves.png": curves_picture(last.state.history, last.state.best_epoch, title)})
+    best = f"Best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
+    run.describe(headline(title, scores, best + troubles(last.state.history)))
+    return last, scores
+
+
+def title_of(config: TrainConfig, splits: Splits) -> str:
+    """Return what a run is called, as in `diffeo-coordconv mnist s3`."""
+    return f"{config.arm} {splits.name} s{config.seed}"
 
 
 @torch.inference_mode()

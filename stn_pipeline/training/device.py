@@ -24,6 +24,11 @@ def resolve(device: str, precision: str = "fp32") -> torch.device:
     return resolved
 
 
+def n_gpus() -> int:
+    """Return the number of GPUs that torch sees."""
+    return torch.cuda.device_count()
+
+
 def describe(device: torch.device) -> str:
     """Return the device's own name, as in `NVIDIA H100 80GB HBM3` or `cpu x86_64, 2 threads`."""
     if device.type == "cuda":

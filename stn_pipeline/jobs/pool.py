@@ -1,0 +1,128 @@
+"""Processes on this machine that stay warm: each imports torch once and trains one job after another.
+
+A worker's death closes its pipe, which is how the driver hears of it; the driver's death closes the worker's lifeline,
+on which the worker ends itself at once. SIGINT is blocked in workers: the driver alone hears Ctrl-C.
+"""
+
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from stn_pipeline.errors import StnError
+from stn_pipeline.jobs.driver import Job, Outcome
+from stn_pipeline.jobs.worker import READY, work
+from stn_pipeline.training import Record
+
+MAX_STILLBORN = 3
+CLOSE_S = 5.0
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    lifeline: Connection
+    ready: bool = False
+    job: Job | None = None
+
+
+class LocalPool:
+    """`n_workers` spawned processes that share the cores; on GPUs, worker i trains on GPU i modulo their number.
+
+    Raises: StnError, from wait, when workers die again and again before they are ready.
+    """
+
+    def __init__(self, n_workers: int):
+        self._context = multiprocessing.get_context("spawn")
+        self.n_threads = max(1, available_cores() // n_workers)
+        self._stillborn = 0
+        self._workers = [self._start(index) for index in range(n_workers)]
+
+    def _start(self, index: int) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        lifeline, held = self._context.Pipe()
+        process = self._context.Process(target=work, args=(theirs, lifeline, index, self.n_threads), daemon=True)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a spawned process inherits the mask
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        lifeline.close()
+        return _Worker(process, ours, held)
+
+    @property
+    def n_free(self) -> int:
+        """Number of workers that wait for a job."""
+        return sum(worker.ready and worker.job is None for worker in self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid or 0 for worker in self._workers]
+
+    def submit(self, job: Job) -> None:
+        """Give a job to a free worker."""
+        worker = next(worker for worker in self._workers if worker.ready and worker.job is None)
+        worker.job = job
+        self._send(worker, job)
+
+    def answer(self, job: Job, go_on: bool) -> None:
+        """Let the job go on, or stop it."""
+        self._send(next(worker for worker in self._workers if worker.job is job), go_on)
+
+    @staticmethod
+    def _send(worker: _Worker, message: object) -> None:
+        try:
+            worker.connection.send(message)
+        except OSError:
+            pass  # it died; wait will hear of it
+
+    def wait(self, timeout_s: float) -> list[tuple[Job, Record | Outcome]]:
+        """Return what the workers said since; a dead one is replaced, its job lost."""
+        news: list[tuple[Job, Record | Outcome]] = []
+        spoke = wait([worker.connection for worker in self._workers], timeout_s)
+        for index, worker in enumerate(self._workers):
+            if worker.connection not in spoke:
+                continue
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                news += self._bury(index)
+                continue
+            if message == READY:
+                worker.ready, self._stillborn = True, 0
+            elif worker.job is not None:
+                news.append((worker.job, message))
+                if isinstance(message, Outcome):
+                    worker.job = None
+        return news
+
+    def _bury(self, index: int) -> list[tuple[Job, Record | Outcome]]:
+        dead = self._workers[index]
+        dead.process.join(CLOSE_S)
+        how = f"worker {dead.process.pid} ended with exit code {dead.process.exitcode}"
+        self._stillborn += not dead.ready
+        if self._stillborn >= MAX_STILLBORN:
+            raise StnError(f"{self._stillborn} workers in a row died before they were ready: {how}; its own words stand above")
+        dead.lifeline.close()
+        dead.connection.close()
+        self._workers[index] = self._start(index)
+        return [] if dead.job is None else [(dead.job, Outcome("lost", how))]
+
+    def close(self) -> None:
+        """End every worker at once."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join(CLOSE_S)
+            worker.connection.close()
+            worker.lifeline.close()

@@ -1,0 +1,137 @@
+"""What a worker's process does: wait for a job, train it, report each epoch, say how it ended."""
+
+import os
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import Splits, load
+from stn_pipeline.errors import DivergedError, RunError, UserError
+from stn_pipeline.jobs.driver import Job, Outcome
+from stn_pipeline.jobs.trial import run_trial, train_and_test
+from stn_pipeline.tracking import Run, environment, load_checkpoint
+from stn_pipeline.training import Checkpoint, Record
+from stn_pipeline.training.device import describe, resolve
+
+READY = "ready"
+PLACES = ("device", "data_dir")  # knobs that say where, not what
+
+
+class _Stopped(Exception):
+    """The driver wants this job no further."""
+
+
+def work(connection: Connection, lifeline: Connection, index: int, n_threads: int) -> None:
+    """Train jobs from `connection` until it closes; end at once when the driver, who holds the lifeline, is gone."""
+    threading.Thread(target=_die_with_the_driver, args=(lifeline,), daemon=True).start()
+    torch.set_num_threads(n_threads)
+    worker = Worker(connection, index)
+    connection.send(READY)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(worker.perform(job))
+
+
+def _die_with_the_driver(lifeline: Connection) -> None:
+    try:
+        lifeline.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+class Worker:
+    """A warm place for one job at a time: the libraries are loaded, the last data set stays in memory."""
+
+    def __init__(self, connection: Connection, index: int):
+        self.connection = connection
+        self.index = index
+        self.environment = environment()
+        self._data: tuple[object, Splits] | None = None
+        torch.optim.Adam([torch.zeros(1)], fused=True)  # imports torch._dynamo, which takes seconds
+        import sklearn.model_selection  # noqa: F401
+
+    def perform(self, job: Job) -> Outcome:
+        """Train a job to its end, whatever that is."""
+        try:
+            return self._train(job)
+        except _Stopped:
+            return Outcome("stopped")
+        except (DivergedError, UserError) as error:
+            return Outcome("failed", str(error))
+        except Exception as error:
+            if out_of_memory(error):
+                torch.cuda.empty_cache()
+                return Outcome("failed", f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return Outcome("bug", traceback.format_exc())
+
+    def _train(self, job: Job) -> Outcome:
+        started, training_s = time.perf_counter(), 0.0
+        device = resolve(self._share(job.config.device), job.config.precision)
+        splits = self._splits(job.config, device)
+        run = Run(job.run_id)
+        run.tag(self.environment | {"device": describe(device)})
+
+        def watch(record: Record) -> None:
+            nonlocal training_s
+            training_s += record.seconds
+            self.connection.send(record)
+            if not self.connection.recv():
+                raise _Stopped
+
+        resume = _checkpoint_of(job, splits)
+        if resume is not None and job.resume != job.run_id:
+            for earlier in resume.state.history:
+                run.log_epoch(Record(**earlier))
+                watch(Record(**earlier))
+            training_s = 0.0
+        if job.whole:
+            last, scores = train_and_test(job.config, splits, run, resume=resume, watch=watch)
+            figures = {f"test/{name}": float(scores[name]) for name in ("loss", "accuracy")}
+        else:
+            last, figures = run_trial(job.config, splits, run, resume=resume, watch=watch, lean=True), {}
+        figures |= {"val/loss": last.state.best_val_loss, "best_epoch": last.state.best_epoch}
+        figures["time/overhead_s"] = time.perf_counter() - started - training_s
+        return Outcome("done", figures=figures)
+
+    def _share(self, device: str) -> str:
+        if device in ("auto", "cuda") and torch.cuda.is_available():
+            return f"cuda:{self.index % torch.cuda.device_count()}"
+        return device
+
+    def _splits(self, config: TrainConfig, device: torch.device) -> Splits:
+        key = (config.dataset, config.data_dir, config.image_size, config.val_fraction, config.seed, device)
+        if self._data is None or self._data[0] != key:
+            self._data = None  # so that two sets are never held at once
+            self._data = key, load(config, device, announce=lambda line: None)
+        return self._data[1]
+
+
+def _checkpoint_of(job: Job, splits: Splits) -> Checkpoint | None:
+    """Return what to go on from, or None where there is nothing that fits these knobs and data."""
+    if not job.resume:
+        return None
+    try:
+        checkpoint = load_checkpoint(job.resume)
+    except RunError:
+        return None
+    same_knobs = _what(checkpoint.config) == _what(job.config)
+    return checkpoint if same_knobs and checkpoint.digests == splits.digests() else None
+
+
+def _what(config: TrainConfig) -> dict[str, object]:
+    return config.model_dump(exclude=set(PLACES))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Say whether an error means that memory ran out, on the CPU or on a GPU."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )

@@ -1,0 +1,196 @@
+"""A sweep: a study a data set, side by side in one pool, from the check of the data to the answer on each study's page."""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from stn_pipeline import tracking
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import Splits, load
+from stn_pipeline.errors import ConfigError, RunError
+from stn_pipeline.jobs import Job, LocalPool, Outcome, available_cores, drive
+from stn_pipeline.model import build
+from stn_pipeline.search.page import publish
+from stn_pipeline.search.source import Search
+from stn_pipeline.search.study import Study
+from stn_pipeline.search.sweepfile import SweepConfig, in_words
+from stn_pipeline.tracking import Run
+from stn_pipeline.training import Record
+from stn_pipeline.training.device import n_gpus, resolve
+
+STUDIES = Path("studies")
+TOKEN = "study.token"  # tag by which a study finds its own run
+MAX_WORKERS = 8  # chosen by itself
+
+
+class SideBySide:
+    """Several sources as one, asked in turn."""
+
+    def __init__(self, sources: Sequence[Search]):
+        self.sources = list(sources)
+        self.owner: dict[str, Search] = {}
+
+    def next(self) -> Job | None:
+        """Return the next job of the first source in turn that has one."""
+        for source in list(self.sources):
+            job = source.next()
+            self.sources.append(self.sources.pop(0))
+            if job is not None:
+                self.owner[job.key] = source
+                return job
+        return None
+
+    def epoch(self, job: Job, record: Record) -> bool:
+        """Tell the job's source."""
+        return self.owner[job.key].epoch(job, record)
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """Tell the job's source."""
+        self.owner[job.key].ended(job, outcome)
+
+
+@contextmanager
+def only_driver(name: str) -> Iterator[str]:
+    """Hold the lock of a sweep; return the URL of its database.
+
+    Raises: RunError where another process drives it.
+    """
+    STUDIES.mkdir(exist_ok=True)
+    with open(STUDIES / f"{name}.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise RunError(f"sweep {name}: {holder} is driving it: wait, stop that one, or begin another (--name {name}-2)") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield f"sqlite:///{STUDIES / name}.db"
+
+
+def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Sequence[Search]], Callable[[], object]]) -> None:
+    """Run a sweep to its end, or go on with it.
+
+    `say` is told lines for the console; `watch` is given the studies and returns what is called twice a second.
+    Raises: UserError before anything is started; JobError where a training breaks in our own code.
+    """
+    with only_driver(sweep.name) as url, ExitStack() as stack:
+        checked = [_check(sweep, dataset, say) for dataset in sweep.datasets]
+        names = [_study_name(sweep, splits) for _, splits in checked]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"datasets: two of them are called {max(names, key=names.count)}: rename a folder")
+        studies = [
+            Study(url, name, sweep, splits.dataset, _meaning(sweep, config, splits))
+            for name, (config, splits) in zip(names, checked, strict=True)
+        ]
+        searches = []
+        with tracking.reachable():
+            experiment = tracking.experiment_id()
+            umbrella = tracking.adopt_run(f"sweep {sweep.name}", sweep, {}) if len(studies) > 1 else None
+            for study, (_, splits) in zip(studies, checked, strict=True):
+                parent, experiment = _parent(study, experiment, umbrella, splits)
+                stack.enter_context(tracking.closing(parent, parent.close))
+                searches.append(Search(study, parent, experiment, splits.name, say))
+        for search in searches:
+            search.recover()
+            say(_opening(search, url))
+        n_left = sum(search.n_left for search in searches)
+        if n_left:
+            pool = LocalPool(min(sweep.workers or _n_workers(), n_left) if sweep.trials else sweep.workers or _n_workers())
+            say(f"{len(pool.pids)} workers, {pool.n_threads} threads each")
+            try:
+                drive(SideBySide(searches), pool, watch(searches))
+            except KeyboardInterrupt:
+                for search in searches:
+                    search.parent.describe("**Interrupted.** The same command goes on with it.")
+                raise
+            pool.close()
+        answers = []
+        for search in searches:
+            answers.append(publish(search))
+            say(f"{search.study.name}: {answers[-1]}")
+            _register(search, say, alone=len(searches) == 1)
+        if umbrella is not None:
+            umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
+
+
+def _n_workers() -> int:
+    return n_gpus() or min(available_cores(), MAX_WORKERS)
+
+
+def _check(sweep: SweepConfig, dataset: str, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:
+    """Return the default configuration and the data, both fit to be trained."""
+    config = sweep.config(dataset)
+    resolve(config.device, config.precision)
+    splits = load(config, announce=say)
+    build(config, splits.image_shape, splits.n_classes)  # refuses images that are too small
+    return config.model_copy(update={"dataset": splits.dataset}), splits
+
+
+def _study_name(sweep: SweepConfig, splits: Splits) -> str:
+    return sweep.name if len(sweep.datasets) == 1 else f"{sweep.name}-{splits.name}"
+
+
+def _meaning(sweep: SweepConfig, config: TrainConfig, splits: Splits) -> dict[str, str]:
+    """Return what decides what a trial's value means, in words."""
+    fixed = config.model_dump(exclude={"device", "data_dir", *sweep.search})
+    data = {"data": " ".join(splits.digests()[name] for name in ("train", "val"))}
+    own = {"objective": sweep.objective, "direction": sweep.direction}
+    searched = {f"search.{knob}": in_words(space) for knob, space in sweep.search.items()}
+    return {f"train.{knob}": str(value) for knob, value in fixed.items()} | searched | own | data
+
+
+def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits) -> tuple[Run, str]:
+    """Return the study's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
+    if study.token:
+        known = tracking.search_runs({TOKEN: study.token})
+        if not known:
+            raise RunError(
+                f"study {study.name}: its run is not in {tracking.store()}: set MLFLOW_TRACKING_URI to the store that it began in, "
+                f"or begin another study (--name {study.sweep.name}-2)"
+            )
+        run = Run(known[0].info.run_id)
+        run.reopen()
+        return run, str(known[0].info.experiment_id)
+    token, name = uuid.uuid4().hex, f"sweep {study.name}"
+    tags = {"stage": "sweep", "study": study.name, TOKEN: token, "dataset_used": splits.dataset}
+    adopted = tracking.adopt_run(name, study.sweep, tags) if umbrella is None else None
+    run = adopted or tracking.create_run(name, experiment, study.sweep, tags, umbrella.id if umbrella else "")
+    study.token = token  # only now: a kill before leaves a run behind, not a study that misses its run
+    run.tag(tracking.environment())
+    run.log_data(splits)
+    return run, experiment
+
+
+def _opening(search: Search, url: str) -> str:
+    study, counts = search.study, search.counts()
+    searched = "; ".join(f"{knob} in {in_words(space)}" for knob, space in study.sweep.search.items())
+    limits = [f"{study.sweep.trials} trials"] * bool(study.sweep.trials) + [f"{study.sweep.time_limit_s:g} s"] * bool(
+        study.sweep.time_limit_s
+    )
+    lines = [f"study {study.name}: {' or '.join(limits)} of {searched}; run {search.parent.id}, trials in {url}"]
+    if any(counts.values()):
+        lines.append("going on: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n))
+    outside = {knob: value for knob, value in study.sweep.default.items() if not study.holds(knob, value)}
+    lines += [f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()]
+    return "\n".join(lines)
+
+
+def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> None:
+    """Register the winner's retrained model that did best on validation, once."""
+    sweep = search.study.sweep
+    if not sweep.register_as:
+        return
+    done = [final for (number, _), final in search.finals.items() if number == search.winner and final.figures]
+    if not done:
+        say(f"{search.study.name}: nothing is registered: no final training of the winner was done")
+        return
+    champion = min(done, key=lambda final: (final.figures or {})["val/loss"])
+    name = sweep.register_as if alone else f"{sweep.register_as}-{search.label}"
+    version = champion.run.register(name)
+    search.parent.tag({"registered": f"{name} version {version}"})
+    say(f"{search.study.name}: run {champion.run.id} is models:/{name}@{tracking.CHAMPION}, version {version}")

@@ -1,0 +1,240 @@
+"""A sweep file: YAML that reads like the question it asks, checked whole before anything starts."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, model_validator
+
+from stn_pipeline.config import Choices, DatasetName, Knobs, Range, TrainConfig, choices_of, knob, search_of
+from stn_pipeline.errors import ConfigError, did_you_mean
+
+OWN_KEY = {  # knobs that a sweep sets by a key of its own, and the key
+    "dataset": "datasets: names the sets",
+    "seed": "seed: is the sweep's, final: the number of fresh ones",
+}
+SAME_FOR_ALL = ("data_dir", "val_fraction", "device")  # knobs that a search may not vary: values would not compare
+
+
+def _names(given: Any) -> Any:
+    return [name.strip() for name in given.split(",")] if isinstance(given, str) else given
+
+
+class SweepConfig(Knobs):
+    """One sweep: the keys of its file."""
+
+    noun: ClassVar[str] = "key"
+
+    name: str = knob(..., help="what the sweep is called: its study, its runs, its file in studies/")
+    question: str = knob("", help="what it asks, in words; shown on its page")
+    train: dict[str, Any] = knob({}, help="knobs that stay fixed")
+    search: dict[str, Range | Choices] = knob(
+        ..., help="knobs to tune: bare for the range that the knob declares, {low: , high: , log: } or a list of values"
+    )
+    datasets: Annotated[tuple[DatasetName, ...], BeforeValidator(_names)] = knob(("auto",), help="data sets, a study each, side by side")
+    objective: Literal["val/loss", "val/accuracy"] = knob("val/loss", help="whose best value over the epochs counts")
+    direction: Literal["minimize", "maximize"] = knob("minimize", help="minimize, or maximize where the objective is an accuracy")
+    trials: int = knob(0, help="trials a study, the default configuration among them; 0 for no such limit", ge=0)
+    time_limit_s: float = knob(0, help="seconds after which no trial starts, over all calls; 0 for no such limit", unit="s", ge=0)
+    sampler: Literal["tpe", "gp", "random", "qmc", "grid"] = knob("tpe", help="how the next values are chosen")
+    pruner: Literal["hyperband", "median", "none"] = knob("hyperband", help="which trials stop early")
+    workers: int = knob(0, help="trainings at once; 0 for one a core, or one a GPU where there are GPUs", ge=0, le=256)
+    seed: int = knob(0, help="of the sampler, and of every trial", ge=0, lt=1_000_000)
+    final: int = knob(3, help="fresh seeds to retrain the winner and the default configuration with, on the test split", ge=0, le=100)
+    register_as: str = knob("", help="registered model whose next version, alias champion, the winner becomes; none by default")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        given = dict(given)
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name := str(given.get("name", "x"))):
+            raise ConfigError(f"name={name}: must be letters, digits and _ . - only")
+        train = given.get("train") or {}
+        if not isinstance(train, dict):
+            raise ConfigError(f"train={train}: must be knobs and their values, as in {{epochs: 10}}")
+        for own in OWN_KEY.keys() & train.keys():
+            raise ConfigError(f"train.{own}: {OWN_KEY[own]}")
+        given["train"] = {name: getattr(_parse("train.", train), name) for name in train}
+        if "search" in given:
+            given["search"] = dict(_searched(given["search"], given["train"]))
+        given.setdefault("direction", "maximize" if given.get("objective") == "val/accuracy" else "minimize")
+        return given
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if (self.objective == "val/accuracy") != (self.direction == "maximize"):
+            raise ValueError(f"direction={self.direction}: of {self.objective} that is the worst: leave direction out")
+        if not self.trials and not self.time_limit_s:
+            raise ValueError("trials: missing, and so is time_limit_s: give at least one of them")
+        if len(set(self.datasets)) < len(self.datasets) or not self.datasets:
+            raise ValueError(f"datasets={', '.join(self.datasets)}: must be at least one, each named once")
+        if not self.search:
+            raise ValueError("search: is empty: name a knob to tune, such as lr")
+        for name, space in self.search.items():
+            if self.sampler == "grid" and isinstance(space, Range):
+                raise ValueError(f"sampler=grid: needs a list of values for search.{name}, got {in_words(space)}")
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Return the keys as params: the knobs under train. and search., everything else plain."""
+        plain = {key: value for key, value in dict(self).items() if key not in ("train", "search", "datasets")}
+        fixed = {f"train.{name}": value for name, value in self.train.items()}
+        return plain | fixed | {f"search.{name}": in_words(space) for name, space in self.search.items()}
+
+    def config(self, dataset: str, params: dict[str, Any] | None = None, seed: int | None = None) -> TrainConfig:
+        """Return the knobs of one training; without params, of the default configuration.
+
+        Raises: ConfigError where the params do not go together.
+        """
+        seed = self.seed if seed is None else seed
+        return TrainConfig.parse(self.train | (params or {}) | {"dataset": dataset, "seed": seed})
+
+    @property
+    def default(self) -> dict[str, Any]:
+        """The default values of the knobs that are searched."""
+        return {name: TrainConfig.model_fields[name].default for name in self.search}
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Return every combination of the searched values, where each knob has a list."""
+        values = [space.values for space in self.search.values() if isinstance(space, Choices)]
+        return (dict(zip(self.search, combination, strict=True)) for combination in itertools.product(*values))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there are only so many combinations."""
+        return all(isinstance(space, Choices) for space in self.search.values())
+
+
+def read(path: str, flags: dict[str, str]) -> SweepConfig:
+    """Return a sweep file with the flags put over its keys.
+
+    Raises: ConfigError, one line that names the place.
+    """
+    try:
+        content = yaml.load(Path(path).expanduser().read_text(), Loader=_OneOfEachKey)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}: name a sweep file, such as sweeps/digits.yaml") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text: name a sweep file, such as sweeps/digits.yaml") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold keys and values, such as name: mnist")
+    content = {str(key): value for key, value in content.items()}
+    try:
+        return SweepConfig.parse(content | {key: _flag(key, text) for key, text in flags.items()})
+    except ConfigError as error:
+        from_flag = re.split(r"\W", str(error).removeprefix("unknown key "))[0] in flags
+        raise error if from_flag else ConfigError(f"{path}: {error}") from error
+
+
+class _OneOfEachKey(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which a key that stands twice is an error, and 1e-3 a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"key {key} stands twice", problem_mark=node.start_mark)
+        content: dict[Any, Any] = super().construct_mapping(node, deep)
+        return content
+
+
+_OneOfEachKey.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _flag(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_OneOfEachKey)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}={text}: is not YAML") from error
+
+
+def _parse(place: str, values: dict[str, Any]) -> TrainConfig:
+    try:
+        return TrainConfig.parse(values)
+    except ConfigError as error:
+        prefix = "" if str(error).startswith("unknown") else place
+        raise ConfigError(f"{place.rstrip('.')}: {error}" if not prefix else f"{place}{error}") from error
+
+
+def _searched(given: Any, train: dict[str, Any]) -> Iterator[tuple[str, Range | Choices]]:
+    given = _names(given)
+    if isinstance(given, list):
+        given = dict.fromkeys(given)
+    if not isinstance(given, dict):
+        raise ConfigError(f"search={given}: must be knobs, as in [lr, batch_size] or {{lr: {{low: 1e-4, high: 1e-2}}}}")
+    for name, asked in given.items():
+        if name not in TrainConfig.model_fields:
+            raise ConfigError(f"search: unknown knob {name}{did_you_mean(str(name), TrainConfig.model_fields)}")
+        if name in OWN_KEY:
+            raise ConfigError(f"search.{name}: {OWN_KEY[name]}")
+        if name in SAME_FOR_ALL:
+            raise ConfigError(f"search.{name}: must be the same for all trials: put it under train:")
+        if name in train:
+            raise ConfigError(f"search.{name}: stands under train: too: leave it in one of them")
+        yield name, _space(name, asked)
+
+
+def _space(name: str, asked: Any) -> Range | Choices:
+    field, place = TrainConfig.model_fields[name], f"search.{name}"
+    declared = search_of(field)
+    if isinstance(asked, list):
+        if not asked:
+            raise ConfigError(f"{place}: the list is empty: give at least one value")
+        values = tuple(dict.fromkeys(_value(name, value) for value in asked))
+        return Choices(values)
+    if asked is None:
+        if declared is None:
+            raise ConfigError(f"{place}: declares no range of its own: give {{low: , high: }} or a list of values")
+        return declared
+    if not isinstance(asked, dict):
+        raise ConfigError(f"{place}={asked}: must be bare, {{low: , high: , log: }} or a list of values")
+    if choices_of(field) or field.annotation not in (int, float):
+        raise ConfigError(f"{place}: takes {', '.join(choices_of(field)) or 'words'}: give a list of values")
+    for key in asked:
+        if key not in Range._fields:
+            raise ConfigError(f"{place}.{key}: unknown: give low, high and log{did_you_mean(str(key), Range._fields)}")
+    if isinstance(declared, Range):
+        asked = declared._asdict() | asked
+    if missing := {"low", "high"} - asked.keys():
+        raise ConfigError(f"{place}: {min(missing)} is missing: give {{low: , high: }}")
+    low, high, log = _value(name, asked["low"], "low"), _value(name, asked["high"], "high"), asked.get("log", False)
+    if not isinstance(log, bool):
+        raise ConfigError(f"{place}.log={log}: must be true or false")
+    if low >= high:
+        raise ConfigError(f"{place}: low={low} must be < high={high}")
+    if log and low <= 0:
+        raise ConfigError(f"{place}: low={low} must be > 0 where log is true")
+    return Range(low, high, log)
+
+
+def _value(name: str, value: Any, end: str = "") -> Any:
+    try:
+        return getattr(TrainConfig.parse({name: value} | ({"coordconv": True} if name == "coordconv_r" else {})), name)
+    except ConfigError as error:
+        raise ConfigError(f"search.{name}{'.' + end if end else ''}{str(error).removeprefix(name)}") from error
+
+
+def in_words(space: Range | Choices) -> str:
+    """Return a range or a list as text, as in `0.0001 to 0.03, log` or `32, 64, 128`."""
+    if isinstance(space, Choices):
+        return ", ".join(str(value) for value in space.values)
+    return f"{space.low:g} to {space.high:g}" + (", log" if space.log else "")
+
+
+def holds(space: Range | Choices, value: Any) -> bool:
+    """Say whether a value lies in a range or stands in a list."""
+    return value in space.values if isinstance(space, Choices) else space.low <= value <= space.high
+
+
+def short(params: dict[str, Any]) -> str:
+    """Return params as a run's name shows them, as in `lr=3.1e-03 bs=128`."""
+    words = []
+    for name, value in params.items():
+        key = "".join(word[0] for word in name.split("_")) if "_" in name else name
+        words.append(f"{key}={value:.1e}" if isinstance(value, float) else f"{key}={value}")
+    return " ".join(words)
