@@ -21,7 +21,7 @@ from stn_pipeline.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from stn_pipeline.data import Splits
+    from stn_pipeline.data import Split, Splits
 
 
 def _numbers(text: Any) -> str:
@@ -86,28 +86,17 @@ def report_net(in_channels: int, image_size: tuple[int, int], n_classes: int) ->
     return ReportNet()
 
 
-def reference_epochs(splits: "Splits", batch_size: int, workers: int, device: "torch.device") -> Iterator[None]:
-    """Train as the report does, an epoch a turn: per-item transforms of PIL images in a DataLoader, Adam 0.01."""
+def reference_epochs(
+    splits: "Splits", batch_size: int, workers: int, device: "torch.device", lr: float = 0.01
+) -> Iterator["torch.nn.Module"]:
+    """Train as the report does, an epoch a turn: per-item transforms of PIL images in a DataLoader, Adam; yield the network."""
     import torch
     import torch.nn.functional as F
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms
-    from torchvision.transforms.functional import to_pil_image
 
-    per_item = transforms.Compose([transforms.ToTensor(), transforms.Normalize(splits.mean.tolist(), splits.std.tolist())])
-    images, labels = splits.train.images.cpu(), splits.train.labels.cpu().tolist()
-
-    class Items(Dataset[tuple[torch.Tensor, int]]):
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return per_item(to_pil_image(images[index])), labels[index]
-
-    loader = DataLoader(Items(), batch_size=batch_size, shuffle=True, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = reference_loader(splits, splits.train, batch_size, workers, device, shuffle=True)
     channels, *size = splits.image_shape
     network = report_net(channels, (size[0], size[1]), splits.n_classes).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     while True:
         network.train()
         for data, target in loader:
@@ -116,7 +105,27 @@ def reference_epochs(splits: "Splits", batch_size: int, workers: int, device: "t
             loss = F.nll_loss(network(data), target)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        yield
+        yield network
+
+
+def reference_loader(splits: "Splits", split: "Split", batch_size: int, workers: int, device: "torch.device", shuffle: bool) -> Any:
+    """Return a DataLoader over a split with the report's per-item transforms."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+    from torchvision.transforms.functional import to_pil_image
+
+    per_item = transforms.Compose([transforms.ToTensor(), transforms.Normalize(splits.mean.tolist(), splits.std.tolist())])
+    images, labels = split.images.cpu(), split.labels.cpu().tolist()
+
+    class Items(Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return per_item(to_pil_image(images[index])), labels[index]
+
+    return DataLoader(Items(), batch_size=batch_size, shuffle=shuffle, num_workers=workers, pin_memory=device.type == "cuda")
 
 
 def engine_epochs(splits: "Splits", config: TrainConfig) -> Iterator[float]:

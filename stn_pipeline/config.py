@@ -76,6 +76,10 @@ class Knobs(BaseModel):
         except ValidationError as error:
             raise ConfigError(_explain(cls, error.errors()[0])) from error
 
+    def plain(self) -> dict[str, Any]:
+        """Return the values as a file would hold them."""
+        return self.model_dump(mode="json")
+
     def flat(self) -> dict[str, Any]:
         """Return the values by name, each one plain, as a tracked run's params are."""
         return self.model_dump()

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -32,6 +33,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact import artifact_repository_registry
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
@@ -169,7 +171,7 @@ class Run:
         """Log the knobs as params, except those that `mlflow run` logged in the user's own spelling; config.yaml has all."""
         have = self._client.get_run(self.id).data.params
         self._client.log_batch(self.id, params=[Param(name, str(value)) for name, value in knobs.flat().items() if name not in have])
-        mlflow.log_text(yaml.safe_dump(knobs.model_dump(mode="json"), sort_keys=False), "config.yaml", run_id=self.id)
+        mlflow.log_text(yaml.safe_dump(knobs.plain(), sort_keys=False), "config.yaml", run_id=self.id)
 
     def describe(self, markdown: str) -> None:
         """Set the text at the top of the run's page."""
@@ -261,10 +263,17 @@ def closing(run: Run, close: Callable[[str], object]) -> Iterator[None]:
 
 def create_run(name: str, experiment: str, knobs: Knobs, tags: dict[str, str], parent: str = "") -> Run:
     """Create a run that some other process may write to; the caller closes it."""
-    tags = tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+    tags = _origin() | tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
     run = Run(mlflow.MlflowClient().create_run(experiment, run_name=name, tags=tags).info.run_id)
     run.log_knobs(knobs)
     return run
+
+
+@cache
+def _origin() -> dict[str, str]:
+    """Return MLflow's own tags for the user, the program and its commit."""
+    origin: dict[str, str] = resolve_tags()
+    return origin
 
 
 def adopt_run(name: str, knobs: Knobs, tags: dict[str, str]) -> Run | None:
@@ -350,6 +359,11 @@ def environment() -> dict[str, str]:
         | {f"version.{name}": value for name, value in versions.items()}
         | {"process": f"{socket.gethostname()} {me.pid} {me.create_time()}"}
     )
+
+
+def metric_history(run_id: str, name: str) -> list[tuple[float, float]]:
+    """Return when (seconds since 1970) a metric was logged, and its value."""
+    return [(point.timestamp / 1000, float(point.value)) for point in mlflow.MlflowClient().get_metric_history(run_id, name)]
 
 
 def find_run(run_id: str) -> MlflowRun:

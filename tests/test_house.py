@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"jobs"},
     {"comparing"},
     {"search"},
-    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep"},
+    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "bench_sweep"},
 )
 ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}}
 

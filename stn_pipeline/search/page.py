@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -51,7 +52,12 @@ def _answer(search: Search) -> list[str]:
     if study.best is None:
         return ["No trial has finished yet."]
     if search.winner == 0:
-        return [f"Tuning found nothing better than the default: {_short(search, study.best.number)} was best on validation."]
+        best = f"Tuning found nothing better than the default: {_short(search, study.best.number)} was best on validation."
+        loss, accuracy = (search.pairs(what)[1] for what in UNITS)
+        if len(loss) < 2:
+            return [best]
+        spread = f"test loss {mean(loss):.4f} ± {stdev(loss):.4f}, accuracy {mean(accuracy):.4f} ± {stdev(accuracy):.4f}"
+        return [best, f"The default: {spread} (mean ± sd of {len(loss)} seeds)."]
     pairs = _pairs(search)
     if pairs:
         missing = sweep.final - next(iter(pairs.values())).n

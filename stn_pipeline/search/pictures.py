@@ -284,10 +284,13 @@ class _Search:
         for trial, start in sorted(zip(self.trials, starts, strict=True), key=lambda pair: ORDER.index(_kind(pair[0]))):
             begin, end = (((when or last) - first).total_seconds() / unit_s for when in (start, trial.datetime_complete))
             wide = max(end - begin, span_s / unit_s / 200)
-            style = {"color": KINDS[_kind(trial)]["color"], "label": _kind(trial), "height": 0.8}
-            axes.barh(
-                trial.number, wide, left=begin, hatch="////" * (_kind(trial).startswith("lost")), edgecolor="white", linewidth=0, **style
-            )
+            style = {
+                "color": KINDS[_kind(trial)]["color"],
+                "hatch": "////" * (_kind(trial) == "lost"),
+                "edgecolor": "white",
+                "linewidth": 0,
+            }
+            axes.barh(trial.number, wide, left=begin, height=0.8, label=_kind(trial), **style)
             words = ["default"] * (trial is self.default) + ["best"] * (trial is self.best)
             words += [f"retry of {trial.user_attrs['retry_of']}"] if "retry_of" in trial.user_attrs else []
             axes.annotate(", ".join(words), (begin + wide, trial.number), (3, 0), textcoords="offset points", va="center", fontsize=7)

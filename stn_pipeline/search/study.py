@@ -47,7 +47,7 @@ class Study:
 
     def __init__(self, url: str, name: str, sweep: SweepConfig, dataset: str, meaning: dict[str, str]):
         self.name, self.sweep, self.dataset = name, sweep, dataset
-        self.space = {knob: _distribution(knob, space) for knob, space in sweep.search.items()}
+        self.space = {knob: distribution(knob, space) for knob, space in sweep.search.items()}
         self.optuna = optuna.create_study(
             storage=url, study_name=name, direction=sweep.direction, load_if_exists=True, pruner=_pruner(sweep), sampler=RandomSampler()
         )
@@ -226,7 +226,8 @@ def _placeholder() -> FrozenTrial:
     return create_trial(state=TrialState.FAIL)
 
 
-def _distribution(knob: str, space: Range | Choices) -> BaseDistribution:
+def distribution(knob: str, space: Range | Choices) -> BaseDistribution:
+    """Return Optuna's form of what is searched of a knob."""
     if isinstance(space, Choices):
         return CategoricalDistribution(space.values)
     if TrainConfig.model_fields[knob].annotation is int:

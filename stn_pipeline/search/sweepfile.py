@@ -78,6 +78,11 @@ class SweepConfig(Knobs):
                 raise ValueError(f"sampler=grid: needs a list of values for search.{name}, got {in_words(space)}")
         return self
 
+    def plain(self) -> dict[str, Any]:
+        """Return the keys as a sweep file that asks the same."""
+        spaces = {name: space._asdict() if isinstance(space, Range) else list(space.values) for name, space in self.search.items()}
+        return self.model_dump(mode="json") | {"search": spaces}
+
     def flat(self) -> dict[str, Any]:
         """Return the keys as params: the knobs under train. and search., everything else plain."""
         plain = {key: value for key, value in dict(self).items() if key not in ("train", "search", "datasets")}
