@@ -80,9 +80,8 @@ def bench_sweep(argv: Sequence[str]) -> None:
     print(f"{'':<8}{'best val/loss':>14}{f'to {target:.4f}, s':>16}{'whole, s':>12}{'epochs':>8}")
     for name in told:
         print(f"{name:<8}{best[name]:>14.4f}{reached[name]:>16.1f}{whole[name]:>12.1f}{len(told[name]):>8}")
-    print(
-        f"plain / ours: {reached['plain'] / reached['ours']:.2f} to the same val/loss, {whole['plain'] / whole['ours']:.2f} for the whole sweep"
-    )
+    ratio, whole_ratio = reached["plain"] / reached["ours"], whole["plain"] / whole["ours"]
+    print(f"plain / ours: {ratio:.2f} to the same val/loss, {whole_ratio:.2f} for the whole sweep")
     if out and not Path(out).is_dir():
         curves = {
             name: list(zip([s for s, _ in heard], accumulate((v for _, v in heard), min), strict=True)) for name, heard in told.items()

@@ -116,7 +116,7 @@ def _of_parameter(name: str, trials: Sequence[FrozenTrial]) -> _Scale:
     label = f"{name} ({unit})" if unit else name
     if isinstance(spaces[-1], optuna.distributions.CategoricalDistribution):
         choices = list(dict.fromkeys(choice for space in spaces for choice in space.choices))
-        return _Scale(label, choices.index, -0.5, len(choices) - 0.5, choices, 0.5)
+        return _Scale(label, choices.index, -0.5, len(choices) - 0.5, choices, 0.4)
     low, high = min(space.low for space in spaces), max(space.high for space in spaces)
     place, marks = (math.log10, _round_log(low, high)) if spaces[-1].log else (float, _round(low, high))
     margin = 0.04 * (place(high) - place(low)) or 0.5
