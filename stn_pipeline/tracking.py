@@ -55,6 +55,7 @@ EXPERIMENT = "stn"
 CHECKPOINTS = "checkpoint"
 CHAMPION = "champion"
 MAX_TAG = 8000
+LOG_INPUTS_TRIES = 5
 CHILD_OF = MLFLOW_PARENT_RUN_ID
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -164,7 +165,13 @@ class Run:
         for context, digest in splits.digests().items():
             data = MetaDataset(source, name=f"{splits.name}-{context}-{len(getattr(splits, context))}", digest=digest)
             inputs.append(DatasetInput(data._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
-        self._client.log_inputs(self.id, inputs)
+        for attempt in range(LOG_INPUTS_TRIES):
+            try:
+                self._client.log_inputs(self.id, inputs)
+                break
+            except MlflowException:  # two processes that log the same new data at once: the second try finds it there
+                if attempt == LOG_INPUTS_TRIES - 1:
+                    raise
         self.tag({"dataset_used": splits.dataset})
 
     def log_knobs(self, knobs: Knobs) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -50,6 +51,7 @@ class LocalPool:
         ours, theirs = self._context.Pipe()
         lifeline, held = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, lifeline, index, self.n_threads), daemon=True)
+        resource_tracker.ensure_running()  # it would unblock SIGINT if it were started inside the block below
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a spawned process inherits the mask
         try:
             process.start()

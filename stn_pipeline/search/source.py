@@ -62,6 +62,8 @@ class Search:
                 figures = child.data.metrics if status == "FINISHED" else None
                 failed = tags.get("error", "") if status == "FAILED" else ""
                 self.finals[number, seed] = Final(number, seed, run, figures, failed=failed)
+                if status == "RUNNING":  # it may be wanted no more, where trials were added; else it is opened again
+                    run.close("KILLED")
             elif child.info.status == "RUNNING":
                 state = states.get(number, "FAIL")
                 self._close(run, state, "" if state != "FAIL" else "Lost: the driver was stopped; a later trial tries it again.")
@@ -165,7 +167,7 @@ class Search:
         if outcome.kind == "done":
             before = self.study.best
             self.study.end(number, "COMPLETE", work.best)
-            work.run.log_metrics(outcome.figures | {f"best/{objective}": work.best or 0.0})
+            work.run.log_metrics({"time/overhead_s": outcome.figures["time/overhead_s"], f"best/{objective}": work.best or 0.0})
             better = " (best so far)" if self.study.best != before else ""
             text, state, note = f"{so_far}{better}", "COMPLETE", f"**{so_far}**, the best of {epochs} epochs."
         elif outcome.kind == "stopped":

@@ -52,9 +52,11 @@ class Study:
             storage=url, study_name=name, direction=sweep.direction, load_if_exists=True, pruner=_pruner(sweep), sampler=RandomSampler()
         )
         self._trials: dict[int, Trial] = {}
-        self._started = time.monotonic()
+        self._started: float | None = None  # by the first ask, since the start of the workers is no search
         known = self.optuna.user_attrs.get(MEANING)
         if known is None:
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+                self.optuna.set_metric_names([sweep.objective])  # what optuna-dashboard calls its axes
             self.optuna.set_user_attr(MEANING, meaning)
         else:
             _check_same_question(name, known, meaning, sweep.name)
@@ -82,7 +84,11 @@ class Study:
     @property
     def spent_s(self) -> float:
         """Seconds spent on the study by this driver and those before it, whole or killed."""
-        return self._spent_before + time.monotonic() - self._started
+        return self._spent_before + (0.0 if self._started is None else time.monotonic() - self._started)
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        return 0 < self.sweep.time_limit_s < self.spent_s
 
     def holds(self, knob: str, value: Any) -> bool:
         """Say whether a value lies in what is searched of a knob."""
@@ -98,7 +104,8 @@ class Study:
         """Number of trials still to be started, as far as known: retries and the rest of the limit."""
         waiting = sum(trial.state == TrialState.WAITING for trial in self.trials)
         retries = len(self._to_retry(self.trials))
-        return waiting + retries + max(0, self.sweep.trials - self.n_slots)
+        new = max(0, self.sweep.trials - self.n_slots) if self.sweep.trials else 1
+        return waiting + retries + (0 if self._is_out_of_time else new)
 
     @property
     def best(self) -> FrozenTrial | None:
@@ -113,6 +120,7 @@ class Study:
 
     def ask(self) -> Asked | None:
         """Return the next trial, now RUNNING, or None where there is none to start: lost ones first, then a new one."""
+        self._started = self._started or time.monotonic()
         waiting = [trial for trial in self.trials if trial.state == TrialState.WAITING]
         if not waiting:
             attributes = self._next()
@@ -134,9 +142,7 @@ class Study:
         trials = self.trials
         for trial in self._to_retry(trials):
             return {"params": trial.user_attrs["params"], "retry_of": trial.number}
-        out_of_trials = self.sweep.trials and self.n_slots >= self.sweep.trials
-        out_of_time = self.sweep.time_limit_s and self.spent_s > self.sweep.time_limit_s
-        if out_of_trials or out_of_time:
+        if self._is_out_of_time or 0 < self.sweep.trials <= self.n_slots:
             return None
         params = self._propose(trials) if trials else self.sweep.default
         return None if params is None else {"params": params}
@@ -193,8 +199,7 @@ class Study:
 
     def _sampler(self, n_trials: int) -> BaseSampler:
         seed = self.sweep.seed + 1000 * n_trials  # the same seed again would draw the same values again
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             if self.sweep.sampler == "tpe":
                 return TPESampler(seed=seed, multivariate=True, constant_liar=True)
             if self.sweep.sampler == "gp":
