@@ -24,8 +24,8 @@ DEVICE_HELP = "where to compute: auto (the GPU where there is one), cpu, cuda, c
 class Range(NamedTuple):
     """An interval that a sweep may search."""
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
     log: bool = False
 
 
@@ -212,7 +212,7 @@ def _explain(cls: type[Knobs], error: ErrorDetails) -> str:
         rule = f"choose {', '.join(choices_of(field))}{did_you_mean(str(got), choices_of(field))}"
     elif error["type"] in _RULES:
         rule = _RULES[error["type"]].format(**error.get("ctx", {}))
-        rule += "" if field.is_required() else f" (default {default_of(field)})"
+        rule += f" (default {default_of(field)})" if default_of(field) else ""
     else:
         rule = error["msg"].removeprefix("Value error, ")
-    return f"{name}={got}: {rule}"
+    return f"{name}={' '.join(str(got).split())}: {rule}"

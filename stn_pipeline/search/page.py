@@ -60,7 +60,7 @@ def _answer(search: Search) -> list[str]:
         return [best, f"The default: {spread} (mean ± sd of {len(loss)} seeds)."]
     pairs = _pairs(search)
     if pairs:
-        missing = sweep.final - next(iter(pairs.values())).n
+        missing = max(0, sweep.final - next(iter(pairs.values())).n)
         lines = [
             in_words(pair, what.replace("/", " "), arm="tuned", baseline="default", smaller_is_better=UNITS[what][1], unit=UNITS[what][0])
             for what, pair in pairs.items()

@@ -5,6 +5,7 @@ Everything that survives a kill lies in the study and in the runs' tags; `recove
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 from stn_pipeline.config import TrainConfig
@@ -16,6 +17,7 @@ from stn_pipeline.training import Record
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 MAX_FINAL_LOSSES = 2
+BEST_VAL = "best/val/loss"
 
 
 @dataclass
@@ -39,6 +41,10 @@ class Final:
     failed: str = ""
 
 
+def _times(outcome: Outcome) -> dict[str, float]:
+    return {name: value for name, value in outcome.figures.items() if name.startswith("time/")}
+
+
 class Search:
     """One study, run to its end: a Source for `drive`.
 
@@ -59,7 +65,8 @@ class Search:
             tags, run, number = child.data.tags, Run(child.info.run_id), int(child.data.tags.get("trial", -1))
             if tags.get("stage") == "final":
                 seed, status = int(child.data.params["seed"]), child.info.status
-                figures = child.data.metrics if status == "FINISHED" else None
+                metrics = child.data.metrics
+                figures = metrics | {"val/loss": metrics.get(BEST_VAL, nan)} if status == "FINISHED" else None
                 failed = tags.get("error", "") if status == "FAILED" else ""
                 self.finals[number, seed] = Final(number, seed, run, figures, failed=failed)
                 if status == "RUNNING":  # it may be wanted no more, where trials were added; else it is opened again
@@ -167,7 +174,7 @@ class Search:
         if outcome.kind == "done":
             before = self.study.best
             self.study.end(number, "COMPLETE", work.best)
-            work.run.log_metrics({"time/overhead_s": outcome.figures["time/overhead_s"], f"best/{objective}": work.best or 0.0})
+            work.run.log_metrics(_times(outcome) | {f"best/{objective}": work.best or 0.0})
             better = " (best so far)" if self.study.best != before else ""
             text, state, note = f"{so_far}{better}", "COMPLETE", f"**{so_far}**, the best of {epochs} epochs."
         elif outcome.kind == "stopped":
@@ -191,7 +198,7 @@ class Search:
     def _final_ended(self, job: Job, work: Final, outcome: Outcome) -> None:
         if outcome.kind == "done":
             work.figures = outcome.figures
-            work.run.log_metrics({"time/overhead_s": outcome.figures["time/overhead_s"]})
+            work.run.log_metrics(_times(outcome) | {BEST_VAL: outcome.figures["val/loss"]})
             work.run.tag({"state": "COMPLETE"})
             work.run.close("FINISHED")
             text = f"test/loss {outcome.figures['test/loss']:.4f}, test/accuracy {outcome.figures['test/accuracy']:.4f}"

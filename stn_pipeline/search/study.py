@@ -24,6 +24,7 @@ from stn_pipeline.search.sweepfile import SweepConfig, holds
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REDRAWS = 100
+FINITE_REDRAWS = 20
 MEANING = "meaning"  # of a study, as user attribute: what must not change while it goes on
 SPENT = "spent_s"
 TOKEN = "token"
@@ -105,6 +106,8 @@ class Study:
         waiting = sum(trial.state == TrialState.WAITING for trial in self.trials)
         retries = len(self._to_retry(self.trials))
         new = max(0, self.sweep.trials - self.n_slots) if self.sweep.trials else 1
+        if self.sweep.is_finite and self.trials:
+            new = min(new, len(self._untried(self.trials)))
         return waiting + retries + (0 if self._is_out_of_time else new)
 
     @property
@@ -120,7 +123,8 @@ class Study:
 
     def ask(self) -> Asked | None:
         """Return the next trial, now RUNNING, or None where there is none to start: lost ones first, then a new one."""
-        self._started = self._started or time.monotonic()
+        if self._started is None:
+            self._started = time.monotonic()
         waiting = [trial for trial in self.trials if trial.state == TrialState.WAITING]
         if not waiting:
             attributes = self._next()
@@ -176,19 +180,24 @@ class Study:
         Drawn in a copy in memory, so that a rejected draw leaves no trial in the study.
         """
         tried = [trial.user_attrs["params"] for trial in trials]
+        untried = self._untried(trials) if self.sweep.is_finite else []
+        if self.sweep.is_finite and not untried:
+            return None
         if self.sweep.sampler != "grid":
             copy = optuna.create_study(
                 study_name=self.name, direction=self.sweep.direction, pruner=self.optuna.pruner, sampler=self._sampler(len(trials))
             )
             copy.add_trials([trial if set(trial.params) == set(self.space) else _placeholder() for trial in trials])
-            for _ in range(REDRAWS + (len(trials) if self.sweep.sampler == "qmc" else 0)):
+            for _ in range((FINITE_REDRAWS if untried else REDRAWS) + (len(trials) if self.sweep.sampler == "qmc" else 0)):
                 params = copy.ask(self.space).params
                 if params not in tried and self._go_together(params):
                     return params
-        if self.sweep.is_finite:
-            left = [params for params in self.sweep.combinations() if params not in tried and self._go_together(params)]
-            return random.Random(self.sweep.seed + len(trials)).choice(left) if left else None
-        return None
+        return random.Random(self.sweep.seed + len(trials)).choice(untried) if untried else None
+
+    def _untried(self, trials: list[FrozenTrial]) -> list[dict[str, Any]]:
+        """Return the combinations that are left, where there are only so many."""
+        tried = [trial.user_attrs["params"] for trial in trials]
+        return [params for params in self.sweep.combinations() if params not in tried and self._go_together(params)]
 
     def _go_together(self, params: dict[str, Any]) -> bool:
         try:
@@ -216,6 +225,8 @@ class Study:
         """Tell an epoch's best value so far; say whether the pruner lets the trial go on."""
         trial = self._trials[number]
         trial.report(best_so_far, epoch)
+        if self.sweep.time_limit_s:
+            self.optuna.set_user_attr(SPENT, self.spent_s)
         return not trial.should_prune()
 
     def end(self, number: int, state: str, value: float | None = None, **attributes: Any) -> None:

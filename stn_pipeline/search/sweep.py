@@ -190,7 +190,9 @@ def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> N
         say(f"{search.study.name}: nothing is registered: no final training of the winner was done")
         return
     champion = min(done, key=lambda final: (final.figures or {})["val/loss"])
+    if tracking.find_run(search.parent.id).data.tags.get("registered.run") == champion.run.id:
+        return
     name = sweep.register_as if alone else f"{sweep.register_as}-{search.label}"
     version = champion.run.register(name)
-    search.parent.tag({"registered": f"{name} version {version}"})
+    search.parent.tag({"registered": f"{name} version {version}", "registered.run": champion.run.id})
     say(f"{search.study.name}: run {champion.run.id} is models:/{name}@{tracking.CHAMPION}, version {version}")

@@ -28,7 +28,7 @@ class SweepConfig(Knobs):
 
     noun: ClassVar[str] = "key"
 
-    name: str = knob(..., help="what the sweep is called: its study, its runs, its file in studies/")
+    name: str = knob(..., help="name of the sweep: of its study, its runs, its file in studies/")
     question: str = knob("", help="what it asks, in words; shown on its page")
     train: dict[str, Any] = knob({}, help="knobs that stay fixed")
     search: dict[str, Range | Choices] = knob(
@@ -52,9 +52,14 @@ class SweepConfig(Knobs):
         given = dict(given)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name := str(given.get("name", "x"))):
             raise ConfigError(f"name={name}: must be letters, digits and _ . - only")
+        if re.search("[/:]", str(given.get("register_as", ""))):
+            raise ConfigError(f"register_as={given['register_as']}: must be without / and :, by MLflow's rule")
         train = given.get("train") or {}
         if not isinstance(train, dict):
             raise ConfigError(f"train={train}: must be knobs and their values, as in {{epochs: 10}}")
+        for name in train:
+            if not isinstance(name, str):
+                raise ConfigError(f"train: unknown knob {name}{did_you_mean(str(name), TrainConfig.model_fields)}")
         for own in OWN_KEY.keys() & train.keys():
             raise ConfigError(f"train.{own}: {OWN_KEY[own]}")
         given["train"] = {name: getattr(_parse("train.", train), name) for name in train}
@@ -124,7 +129,7 @@ def read(path: str, flags: dict[str, str]) -> SweepConfig:
         raise ConfigError(f"{path}: {error.strerror or error}: name a sweep file, such as sweeps/digits.yaml") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text: name a sweep file, such as sweeps/digits.yaml") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold keys and values, such as name: mnist")
@@ -152,9 +157,11 @@ _OneOfEachKey.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]
 
 
 def _flag(key: str, text: str) -> Any:
+    if key in SweepConfig.model_fields and SweepConfig.model_fields[key].annotation is str:
+        return text
     try:
         return yaml.load(text, Loader=_OneOfEachKey)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{key}={text}: is not YAML") from error
 
 
@@ -168,7 +175,7 @@ def _parse(place: str, values: dict[str, Any]) -> TrainConfig:
 
 def _searched(given: Any, train: dict[str, Any]) -> Iterator[tuple[str, Range | Choices]]:
     given = _names(given)
-    if isinstance(given, list):
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
         given = dict.fromkeys(given)
     if not isinstance(given, dict):
         raise ConfigError(f"search={given}: must be knobs, as in [lr, batch_size] or {{lr: {{low: 1e-4, high: 1e-2}}}}")
