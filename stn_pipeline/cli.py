@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from stn_pipeline.config import Knobs, choices_of, default_of, unit_of
 from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean
+from stn_pipeline.interrupts import ignore_signals
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,9 +86,11 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
             disown_run(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except Terminated:
+        ignore_signals()
         print("terminated", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
+        ignore_signals()
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import signal
 import socket
 import tempfile
 import time
@@ -48,6 +47,7 @@ from stn_pipeline import __version__
 from stn_pipeline.config import Knobs
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import RunError, StnError
+from stn_pipeline.interrupts import ignore_signals
 from stn_pipeline.model import Network
 from stn_pipeline.training import Checkpoint, Record, checkpoint
 
@@ -305,12 +305,6 @@ def search_runs(tags: dict[str, str]) -> list[MlflowRun]:
         output_format="list",
     )
     return found
-
-
-def ignore_signals() -> None:
-    """Let a run be closed in peace: a second Ctrl-C would leave it RUNNING."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (  # from the ground up; names on one floor may import each other
-    {"errors", "config"},
+    {"errors", "config", "interrupts"},
     {"transforms"},
     {"data"},
     {"model"},

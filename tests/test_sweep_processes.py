@@ -117,7 +117,7 @@ def sweep(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iterator[Swe
             driver.communicate()
 
 
-def until(found: Callable[[], T | None], driver: subprocess.Popen[str] | None = None, limit_s: float = 300) -> T:
+def until(found: Callable[[], T | None], driver: subprocess.Popen[str] | None = None, limit_s: float = 300, pause_s: float = 0.05) -> T:
     """Return what is found at last, while the driver, where one is given, lives."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -125,7 +125,7 @@ def until(found: Callable[[], T | None], driver: subprocess.Popen[str] | None = 
             return it
         if driver is not None and driver.poll() is not None:
             raise AssertionError(driver.communicate())
-        time.sleep(0.05)
+        time.sleep(pause_s)
     raise AssertionError("waited in vain")
 
 
@@ -144,6 +144,18 @@ def mid_trial(sweep: Sweep, driver: subprocess.Popen[str], n_complete: int = 0) 
         return training[0] if training and len(sweep.trials("COMPLETE")) >= n_complete else None
 
     return until(found, driver)
+
+
+def mid_trial_and_about_to_start_another(sweep: Sweep, driver: subprocess.Popen[str]) -> None:
+    """Wait until a trial trains while the driver is making the run of the next one, or for the last such chance to be gone."""
+
+    def found() -> bool | None:
+        running = sweep.trials("RUNNING")
+        training = any(len(trial.intermediate_values) >= 3 for trial in running)
+        starting = any("run_id" not in trial.user_attrs for trial in running)
+        return (training and (starting or len(sweep.trials("COMPLETE")) >= sweep.keys["trials"] - 2)) or None
+
+    until(found, driver, pause_s=0.001)
 
 
 def mid_final(sweep: Sweep, driver: subprocess.Popen[str]) -> Run:
@@ -230,7 +242,7 @@ def test_a_killed_worker_costs_no_trial_and_a_sweep_that_is_done_stays_as_it_is(
 
 
 def test_a_killed_or_interrupted_driver_goes_on_to_the_exact_total(sweep):
-    sweep.write(trials=6)
+    sweep.write(trials=8)
     driver = sweep.begin()
     mid_trial(sweep, driver)
     assert f"process {driver.pid} is driving it" in refused(sweep)  # a second driver
@@ -255,7 +267,7 @@ def test_a_killed_or_interrupted_driver_goes_on_to_the_exact_total(sweep):
 
     driver = sweep.begin()
     assert lost == sweep.numbers("FAIL")
-    mid_trial(sweep, driver)
+    mid_trial_and_about_to_start_another(sweep, driver)
     workers = children_of(driver)
     os.killpg(driver.pid, signal.SIGINT)
     time.sleep(0.2)
@@ -269,7 +281,7 @@ def test_a_killed_or_interrupted_driver_goes_on_to_the_exact_total(sweep):
 
     done = sweep.run()
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    check_whole(sweep, 6, lost)
+    check_whole(sweep, 8, lost)
     assert kept.items() <= sweep.values().items()
 
 

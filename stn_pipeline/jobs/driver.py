@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import StnError
-from stn_pipeline.tracking import ignore_signals
+from stn_pipeline.interrupts import ignore_signals, uninterrupted
 from stn_pipeline.training import Record
 
 POLL_S = 0.5
@@ -37,7 +37,7 @@ class Outcome:
     """How a job ended: why, where it was not simply done, and its figures.
 
     stopped: the source said so.   failed: diverged, out of memory, or knobs that do not fit.   lost: its worker died.
-    bug: our code broke, reason is the traceback.   interrupted: the driver itself was stopped.
+    bug: our code broke, the traceback follows the first line.   interrupted: the driver itself was stopped.
     """
 
     kind: Literal["done", "stopped", "failed", "lost", "bug", "interrupted"]
@@ -93,21 +93,23 @@ def drive(source: Source, pool: Pool, beat: Callable[[], object] = lambda: None)
         while True:
             exhausted = False
             while pool.n_free and not exhausted:
-                job = source.next()
-                exhausted = job is None
-                if job is not None:
-                    running[job.key] = job
-                    pool.submit(job)
+                with uninterrupted():
+                    job = source.next()
+                    exhausted = job is None
+                    if job is not None:
+                        running[job.key] = job
+                        pool.submit(job)
             if exhausted and not running:
                 return
             for job, news in pool.wait(POLL_S):
                 if isinstance(news, Record):
                     pool.answer(job, source.epoch(job, news))
                     continue
-                del running[job.key]
-                source.ended(job, news)
+                with uninterrupted():
+                    del running[job.key]
+                    source.ended(job, news)
                 if news.kind == "bug":
-                    raise JobError(f"{job.key} broke: {news.reason.strip().splitlines()[-1]}\n{news.reason}")
+                    raise JobError(f"{job.key} broke: {news.reason}")
             if time.monotonic() > beaten + POLL_S:
                 beat()
                 beaten = time.monotonic()

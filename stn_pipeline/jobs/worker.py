@@ -69,7 +69,7 @@ class Worker:
             if out_of_memory(error):
                 torch.cuda.empty_cache()
                 return Outcome("failed", f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-            return Outcome("bug", traceback.format_exc())
+            return Outcome("bug", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n{traceback.format_exc()}")
 
     def _train(self, job: Job) -> Outcome:
         started, training_s = time.perf_counter(), 0.0

@@ -188,7 +188,7 @@ class Search:
         else:
             self.study.end(number, "FAIL", lost="worker" if outcome.kind == "lost" else "driver", reason=outcome.reason)
             work.run.tag({"error": outcome.reason})
-            text, state = f"lost after {epochs} epochs: {outcome.reason.strip().splitlines()[-1]}", "FAIL"
+            text, state = f"lost after {epochs} epochs: {outcome.reason.splitlines()[0]}", "FAIL"
             note = f"**Lost.** {outcome.reason}"
         self._close(work.run, state, note)
         if state == "COMPLETE" and self.study.best is not None:
@@ -211,7 +211,7 @@ class Search:
             work.n_lost += outcome.kind == "lost"
             work.run.tag({"state": "FAIL"})
             work.run.close("KILLED")
-            text = f"lost: {outcome.reason.strip().splitlines()[-1]}"
+            text = f"lost: {outcome.reason.splitlines()[0]}"
         self.say(f"{job.key}: {text}")
 
     @staticmethod

@@ -137,30 +137,32 @@ def _study_name(sweep: SweepConfig, splits: Splits) -> str:
 
 def _meaning(sweep: SweepConfig, config: TrainConfig, splits: Splits) -> dict[str, str]:
     """Return what decides what a trial's value means, in words."""
-    fixed = config.model_dump(exclude={"device", "data_dir", *sweep.search})
+    fixed = config.model_dump(exclude={"device", "data_dir", "seed", *sweep.search})
     data = {"data": " ".join(splits.digests()[name] for name in ("train", "val"))}
-    own = {"objective": sweep.objective, "direction": sweep.direction}
+    own = {"objective": sweep.objective, "direction": sweep.direction, "seed": str(sweep.seed)}
     searched = {f"search.{knob}": in_words(space) for knob, space in sweep.search.items()}
     return {f"train.{knob}": str(value) for knob, value in fixed.items()} | searched | own | data
 
 
 def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits) -> tuple[Run, str]:
     """Return the study's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
-    if study.token:
-        known = tracking.search_runs({TOKEN: study.token})
-        if not known:
-            raise RunError(
-                f"study {study.name}: its run is not in {tracking.store()}: set MLFLOW_TRACKING_URI to the store that it began in, "
-                f"or begin another study (--name {study.sweep.name}-2)"
-            )
+    name = f"sweep {study.name}"
+    known = tracking.search_runs({TOKEN: study.token}) if study.token else []
+    if not known and study.trials:
+        raise RunError(
+            f"study {study.name}: its run is not in {tracking.store()}: set MLFLOW_TRACKING_URI to the store that it began in, "
+            f"or begin another study (--name {study.sweep.name}-2)"
+        )
+    if known:
         run = Run(known[0].info.run_id)
         run.reopen()
+        if umbrella is None and (made := tracking.adopt_run(f"{name} again", study.sweep, {})) is not None:
+            made.describe(f"The sweep goes on in its own run, `{run.id}`.")
         return run, str(known[0].info.experiment_id)
-    token, name = uuid.uuid4().hex, f"sweep {study.name}"
-    tags = {"stage": "sweep", "study": study.name, TOKEN: token, "dataset_used": splits.dataset}
+    study.token = study.token or uuid.uuid4().hex  # before the run, so that a kill between leaves no run that nobody finds
+    tags = {"stage": "sweep", "study": study.name, TOKEN: study.token, "dataset_used": splits.dataset}
     adopted = tracking.adopt_run(name, study.sweep, tags) if umbrella is None else None
     run = adopted or tracking.create_run(name, experiment, study.sweep, tags, umbrella.id if umbrella else "")
-    study.token = token  # only now: a kill before leaves a run behind, not a study that misses its run
     run.tag(tracking.environment())
     run.log_data(splits)
     return run, experiment
