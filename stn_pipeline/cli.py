@@ -40,9 +40,9 @@ def parse(
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=name.upper(), help=text)
     for name, field in knobs.model_fields.items():
         unit = f" [{unit_of(field)}]" if unit_of(field) else ""
-        default = f"default {default_of(field)}" if default_of(field) else "required"
+        default = " (required)" if field.is_required() else f" (default {default_of(field)})" if default_of(field) else ""
         value = "|".join(choices_of(field)) or name.upper()
-        text = f"{field.description}{unit} ({default})".replace("%", "%%")
+        text = f"{field.description}{unit}{default}".replace("%", "%%")
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=value, help=text)
     given, unknown = parser.parse_known_args([_underscored(word) for word in argv])
     if unknown:

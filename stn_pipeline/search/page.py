@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shlex
 from statistics import mean, stdev
 from typing import Any
 
@@ -108,8 +109,9 @@ def _description(search: Search, answer: list[str]) -> str:
     parts = [f"**{' '.join(answer)}**", f"*{sweep.question}*" if sweep.question else ""]
     if study.best is not None:
         params = study.best.user_attrs["params"]
-        flags = " ".join(f"--{knob} {_text(value)}" for knob, value in (sweep.train | params).items())
-        parts.append(f"Best knobs (`best.yaml`): `python -m stn_pipeline.train --dataset {study.dataset} {flags}`")
+        flags = " ".join(f"--{knob} {_exact(value)}" for knob, value in (sweep.train | params).items())
+        command = f"python -m stn_pipeline.train --dataset {_exact(study.dataset)} {flags}"
+        parts.append(f"Best knobs (`best.yaml`): `{command}`")
         parts.append(_best_table(search))
     share = f"; pruning saved {saved} of {asked} epochs" if saved else ""
     parts.append(
@@ -124,6 +126,10 @@ def _description(search: Search, answer: list[str]) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _exact(value: Any) -> str:
+    return shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def _best_table(search: Search) -> str:

@@ -64,7 +64,7 @@ class Search:
         for child in search_runs({CHILD_OF: self.parent.id}):
             tags, run, number = child.data.tags, Run(child.info.run_id), int(child.data.tags.get("trial", -1))
             if tags.get("stage") == "final":
-                seed, status = int(child.data.params["seed"]), child.info.status
+                seed, status = int(tags["seed"]), child.info.status
                 metrics = child.data.metrics
                 figures = metrics | {"val/loss": metrics.get(BEST_VAL, nan)} if status == "FINISHED" else None
                 failed = tags.get("error", "") if status == "FAILED" else ""
@@ -73,6 +73,8 @@ class Search:
                     run.close("KILLED")
             elif child.info.status == "RUNNING":
                 state = states.get(number, "FAIL")
+                if state == "COMPLETE":
+                    run.log_metrics({f"best/{self.study.sweep.objective}": float(self.study.trials[number].value or 0.0)})
                 self._close(run, state, "" if state != "FAIL" else "Lost: the driver was stopped; a later trial tries it again.")
 
     @property
@@ -132,7 +134,7 @@ class Search:
         final = self.finals.get((number, seed))
         resume = ""
         if final is None:
-            tags = {"stage": "final", "arm": arm, "state": "RUNNING", "trial": str(number), "study": self.study.name}
+            tags = {"stage": "final", "arm": arm, "state": "RUNNING", "trial": str(number), "seed": str(seed), "study": self.study.name}
             final = Final(number, seed, self._create(f"{self.label} final {arm} s{seed} {short(params)}", config, tags))
             self.finals[number, seed] = final
         else:

@@ -8,7 +8,9 @@ knobs again carries `retry_of`. What counts against the sweep's limit is the tri
 import random
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -24,7 +26,8 @@ from stn_pipeline.search.sweepfile import SweepConfig, holds
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 REDRAWS = 100
-FINITE_REDRAWS = 20
+FINITE_REDRAWS = 3  # a draw of gp takes half a second
+MAX_LEFT = 1000
 MEANING = "meaning"  # of a study, as user attribute: what must not change while it goes on
 SPENT = "spent_s"
 TOKEN = "token"
@@ -107,7 +110,7 @@ class Study:
         retries = len(self._to_retry(self.trials))
         new = max(0, self.sweep.trials - self.n_slots) if self.sweep.trials else 1
         if self.sweep.is_finite and self.trials:
-            new = min(new, len(self._untried(self.trials)))
+            new = sum(1 for _ in islice(self._untried(self.trials), new))
         return waiting + retries + (0 if self._is_out_of_time else new)
 
     @property
@@ -180,24 +183,25 @@ class Study:
         Drawn in a copy in memory, so that a rejected draw leaves no trial in the study.
         """
         tried = [trial.user_attrs["params"] for trial in trials]
-        untried = self._untried(trials) if self.sweep.is_finite else []
-        if self.sweep.is_finite and not untried:
+        if self.sweep.is_finite and next(self._untried(trials), None) is None:
             return None
         if self.sweep.sampler != "grid":
             copy = optuna.create_study(
                 study_name=self.name, direction=self.sweep.direction, pruner=self.optuna.pruner, sampler=self._sampler(len(trials))
             )
             copy.add_trials([trial if set(trial.params) == set(self.space) else _placeholder() for trial in trials])
-            for _ in range((FINITE_REDRAWS if untried else REDRAWS) + (len(trials) if self.sweep.sampler == "qmc" else 0)):
+            redraws = FINITE_REDRAWS if self.sweep.is_finite else REDRAWS
+            for _ in range(redraws + (len(trials) if self.sweep.sampler == "qmc" else 0)):
                 params = copy.ask(self.space).params
                 if params not in tried and self._go_together(params):
                     return params
-        return random.Random(self.sweep.seed + len(trials)).choice(untried) if untried else None
+        left = list(islice(self._untried(trials), MAX_LEFT)) if self.sweep.is_finite else []
+        return random.Random(self.sweep.seed + len(trials)).choice(left) if left else None
 
-    def _untried(self, trials: list[FrozenTrial]) -> list[dict[str, Any]]:
+    def _untried(self, trials: list[FrozenTrial]) -> Iterator[dict[str, Any]]:
         """Return the combinations that are left, where there are only so many."""
         tried = [trial.user_attrs["params"] for trial in trials]
-        return [params for params in self.sweep.combinations() if params not in tried and self._go_together(params)]
+        return (params for params in self.sweep.combinations() if params not in tried and self._go_together(params))
 
     def _go_together(self, params: dict[str, Any]) -> bool:
         try:
@@ -259,7 +263,7 @@ def _pruner(sweep: SweepConfig) -> BasePruner:
             most = epochs.high if isinstance(epochs, Range) else max(epochs.values)
         return HyperbandPruner(min_resource=1, max_resource=int(most), reduction_factor=3)
     if sweep.pruner == "median":
-        return MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+        return MedianPruner(n_startup_trials=5, n_warmup_steps=2)  # steps start at 1
     return NopPruner()
 
 

@@ -38,7 +38,7 @@ class SweepConfig(Knobs):
     objective: Literal["val/loss", "val/accuracy"] = knob("val/loss", help="whose best value over the epochs counts")
     direction: Literal["minimize", "maximize"] = knob("minimize", help="minimize, or maximize where the objective is an accuracy")
     trials: int = knob(0, help="trials a study, the default configuration among them; 0 for no such limit", ge=0)
-    time_limit_s: float = knob(0, help="seconds after which no trial starts, over all calls; 0 for no such limit", unit="s", ge=0)
+    time_limit_s: float = knob(0, help="seconds after which no new trial starts, over all calls; 0 for no such limit", unit="s", ge=0)
     sampler: Literal["tpe", "gp", "random", "qmc", "grid"] = knob("tpe", help="how the next values are chosen")
     pruner: Literal["hyperband", "median", "none"] = knob("hyperband", help="which trials stop early")
     workers: int = knob(0, help="trainings at once; 0 for one a core, or one a GPU where there are GPUs", ge=0, le=256)
