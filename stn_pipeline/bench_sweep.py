@@ -87,7 +87,8 @@ def bench_sweep(argv: Sequence[str]) -> None:
             name: list(zip([s for s, _ in heard], accumulate((v for _, v in heard), min), strict=True)) for name, heard in told.items()
         }
         machine = {"device": describe(device), "cores": os.cpu_count(), "torch": torch.__version__, "loader_workers": workers}
-        figures = {"sweep": config.plain(), "target": target, "seconds_to_target": reached, "whole_s": whole, "best": best}
+        asked = config.plain() | {"train": {knob: value for knob, value in config.train.items() if knob != "data_dir"}}
+        figures = {"sweep": asked, "target": target, "seconds_to_target": reached, "whole_s": whole, "best": best}
         Path(out).write_text(json.dumps(machine | figures | {"seconds_and_best_so_far": curves}, indent=1) + "\n")
 
 
