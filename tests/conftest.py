@@ -1,6 +1,7 @@
 """What the tests share: an empty folder with a store of its own, and the entry points as real processes in it."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, and processes inherit that
 
 
 @dataclass(frozen=True)
