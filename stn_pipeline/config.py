@@ -132,6 +132,11 @@ class TrainConfig(Knobs):
             raise ValueError("coordconv_r=true needs coordconv=true")
         return self
 
+    def meaning(self) -> dict[str, Any]:
+        """Return the knobs that decide what is learned: not where it happens, and none that this network does not have."""
+        lacking = {"loc_lr_multiplier", "padding"} if self.transform == "none" else set()
+        return self.model_dump(exclude={"device", "data_dir"} | lacking)
+
     @property
     def arm(self) -> str:
         """The network in a word or two, as in `diffeo-coordconv`."""

@@ -68,23 +68,20 @@ class Progress:
         self.bar.close()
 
 
-class Searching(Protocol):
-    """What the bar shows of a study."""
+class Driven(Protocol):
+    """What the bar shows of a study or a comparison."""
 
     @property
     def n_left(self) -> int:
         """Number of jobs still to be done."""
 
-    def counts(self) -> dict[str, int]:
-        """Return the numbers of trials by how they ended."""
-
     @property
-    def best(self) -> str:
-        """The best value so far, in words."""
+    def state(self) -> str:
+        """How far it is, in words."""
 
 
-class SweepProgress:
-    """Trials done, pruned, failed and lost, the best so far, time left; a line for each trial that ends."""
+class JobsProgress:
+    """Jobs done, how it stands, time left; a line for each job that ends."""
 
     def __init__(self) -> None:
         self.bar: tqdm[None] | None = None
@@ -96,21 +93,20 @@ class SweepProgress:
         else:
             _say(line)
 
-    def watch(self, searches: Sequence[Searching]) -> Callable[[], None]:
+    def watch(self, sources: Sequence[Driven]) -> Callable[[], None]:
         """Show the bar; return what moves it."""
-        n_left = before = sum(search.n_left for search in searches)
+        n_left = before = sum(source.n_left for source in sources)
         self.bar = bar = tqdm(total=n_left, unit=" jobs", disable=not sys.stderr.isatty(), dynamic_ncols=True, smoothing=0.05)
 
         def move() -> None:
             nonlocal before
-            left = sum(search.n_left for search in searches)
+            left = sum(source.n_left for source in sources)
             if left < before:
                 bar.update(before - left)
             elif left > before:
                 bar.total += left - before
             before = left
-            told = [", ".join([search.best, *(f"{n} {kind}" for kind, n in search.counts().items() if n)]) for search in searches]
-            bar.set_postfix_str("; ".join(told))
+            bar.set_postfix_str("; ".join(source.state for source in sources))
 
         return move
 

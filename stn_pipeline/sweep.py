@@ -15,10 +15,10 @@ def sweep(argv: Sequence[str]) -> None:
     config = sweepfile.read(given.pop("config"), given)
 
     # Only now: torch, MLflow and Optuna take seconds to import, and a bad file should not wait for them.
-    from stn_pipeline.progress import SweepProgress
+    from stn_pipeline.progress import JobsProgress
     from stn_pipeline.search.sweep import run
 
-    with SweepProgress() as progress:
+    with JobsProgress() as progress:
         run(config, progress.say, progress.watch)
     print("see it: mlflow server --no-serve-artifacts, then http://127.0.0.1:5000")
 

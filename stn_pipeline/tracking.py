@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import mlflow
@@ -57,6 +57,7 @@ CHAMPION = "champion"
 MAX_TAG = 8000
 LOG_INPUTS_TRIES = 5
 CHILD_OF = MLFLOW_PARENT_RUN_ID
+RunRecord: TypeAlias = MlflowRun  # a run as it was when the store was asked
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
@@ -294,17 +295,34 @@ def adopt_run(name: str, knobs: Knobs, tags: dict[str, str]) -> Run | None:
     return run
 
 
-def search_runs(tags: dict[str, str]) -> list[MlflowRun]:
+def search_runs(tags: dict[str, str]) -> list[RunRecord]:
     """Return the runs that have all of these tags, oldest first, from every experiment."""
-    words = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-    found: list[MlflowRun] = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=" and ".join(words),
-        order_by=["attributes.start_time ASC"],
-        max_results=50_000,
-        output_format="list",
-    )
+    return filter_runs(" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()))
+
+
+def filter_runs(words: str) -> list[RunRecord]:
+    """Return the runs that match an MLflow filter, oldest first, from every experiment.
+
+    Raises: RunError where the filter is not one, or the store does not answer.
+    """
+    try:
+        found: list[RunRecord] = mlflow.search_runs(
+            search_all_experiments=True,
+            filter_string=words,
+            order_by=["attributes.start_time ASC"],
+            max_results=50_000,
+            output_format="list",
+        )
+    except MlflowException as error:
+        raise RunError(f"runs={words}: {_first_line(error)}; write as in params.dataset = 'mnist' and metrics.test/loss < 1") from error
     return found
+
+
+def read_file(run_id: str, path: str) -> bytes | None:
+    """Return an artifact of a run, or None where it cannot be had."""
+    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError):
+        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder)).read_bytes()
+    return None
 
 
 def _first_line(error: Exception) -> str:
@@ -362,12 +380,17 @@ def environment() -> dict[str, str]:
     )
 
 
+def metric_by_epoch(run_id: str, name: str) -> dict[int, float]:
+    """Return a metric by step; of two values at one step, the later one."""
+    return {point.step: float(point.value) for point in mlflow.MlflowClient().get_metric_history(run_id, name)}
+
+
 def metric_history(run_id: str, name: str) -> list[tuple[float, float]]:
     """Return when (seconds since 1970) a metric was logged, and its value."""
     return [(point.timestamp / 1000, float(point.value)) for point in mlflow.MlflowClient().get_metric_history(run_id, name)]
 
 
-def find_run(run_id: str) -> MlflowRun:
+def find_run(run_id: str) -> RunRecord:
     """Return a run.
 
     Raises: RunError if the store does not answer, has no such run, or it is deleted.

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (  # from the ground up; names on one floor may import each other
-    {"errors", "config", "interrupts"},
+    {"errors", "config", "interrupts", "questions"},
     {"transforms"},
     {"data"},
     {"model"},
@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"jobs"},
     {"comparing"},
     {"search"},
-    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "bench_sweep"},
+    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "bench_sweep"},
 )
 ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}}
 

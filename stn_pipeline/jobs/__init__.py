@@ -1,7 +1,9 @@
 """Trainings, somewhere: the one training that train, a sweep and a comparison share, the driver's loop, and the pools."""
 
 from stn_pipeline.jobs.driver import Job, Outcome, Source, drive
-from stn_pipeline.jobs.pool import LocalPool, available_cores
+from stn_pipeline.jobs.lock import only_driver
+from stn_pipeline.jobs.pool import LocalPool, available_cores, n_workers
+from stn_pipeline.jobs.trainings import Training, Trainings, times
 from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, run_trial, title_of, train_and_test
 
 __all__ = [
@@ -9,12 +11,17 @@ __all__ = [
     "LocalPool",
     "Outcome",
     "Source",
+    "Training",
+    "Trainings",
     "available_cores",
     "drive",
     "evaluate_run",
     "headline",
     "in_words",
+    "n_workers",
+    "only_driver",
     "run_trial",
+    "times",
     "title_of",
     "train_and_test",
 ]

@@ -16,14 +16,21 @@ from stn_pipeline.errors import StnError
 from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.jobs.worker import READY, work
 from stn_pipeline.training import Record
+from stn_pipeline.training.device import n_gpus
 
 MAX_STILLBORN = 3
 CLOSE_S = 5.0
+MAX_WORKERS = 8  # chosen by itself
 
 
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def n_workers() -> int:
+    """Return how many trainings to run at once where nobody says: one a GPU, or one a core."""
+    return n_gpus() or min(available_cores(), MAX_WORKERS)
 
 
 @dataclass

@@ -1,17 +1,22 @@
 """One tracked training, and one tracked evaluation: the network, the loop and the run brought together."""
 
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from stn_pipeline import figures
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split, Splits
+from stn_pipeline.errors import DivergedError
 from stn_pipeline.model import Network, build
 from stn_pipeline.tracking import Run
-from stn_pipeline.training import Checkpoint, Record, Scores, calibration, fit, report, score
+from stn_pipeline.training import Checkpoint, Epoch, Record, Scores, calibration, fit, report, score
+from stn_pipeline.training.fingerprint import code_version, fingerprint
+from stn_pipeline.training.fit import at_chance
 
 SHOWN_EACH_EPOCH = 12
 SHOWN_AT_THE_END = 8
@@ -38,7 +43,7 @@ def run_trial(
     shown = splits.val.images[splits.val.spread(SHOWN_EACH_EPOCH)].float() / 255
     digests = splits.digests()
     last, kept_at = resume, time.monotonic()
-    for epoch in fit(network, splits.train, splits.val, config, resume.state if resume else None, tick):
+    for epoch in _telling(run, fit(network, splits.train, splits.val, config, resume.state if resume else None, tick)):
         run.log_epoch(epoch.record, None if lean else _strip(network, shown))
         last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests)
         if not lean or epoch.record.number == config.epochs or time.monotonic() > kept_at + LEAN_CHECKPOINT_S:
@@ -48,6 +53,15 @@ def run_trial(
     if last is None:
         raise ValueError("run_trial trained nothing: epochs must be >= 1")
     return last
+
+
+def _telling(run: Run, epochs: Iterator[Epoch]) -> Iterator[Epoch]:
+    """Yield the epochs; where training diverges, leave that on the run, as a collapse is."""
+    try:
+        yield from epochs
+    except DivergedError as error:
+        run.tag({"collapsed": "true", "collapsed.why": str(error)})
+        raise
 
 
 def train_and_test(
@@ -64,6 +78,7 @@ def train_and_test(
     The one reader of a test split. Returns the last checkpoint and the test scores, as training.report gives them.
     """
     title = title_of(config, splits)
+    run.tag({"fingerprint": fingerprint(config, splits, splits.train.images.device), "version.code": code_version()})
     if resume is None:
         run.log_data(splits)
     last = run_trial(config, splits, run, resume=resume, watch=watch, tick=tick)
@@ -71,6 +86,8 @@ def train_and_test(
     model_id = run.log_model(network, splits.train.images[:2].cpu().float().div(255).numpy())
     network.to(splits.test.images.device)
     scores = evaluate_run(run, network, splits.test, splits.classes, name="test", title=f"{title}, test", model_id=model_id)
+    if told := at_chance(scores["accuracy"], splits.test.labels):
+        run.tag({"collapsed": "true", "collapsed.why": f"test {told}"})
     run.log_files({"curves.png": curves_picture(last.state.history, last.state.best_epoch, title)})
     best = f"Best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
     run.describe(headline(title, scores, best + troubles(last.state.history)))
@@ -104,8 +121,17 @@ def evaluate_run(
     run.log_json(
         "confusion_matrix.json", {"classes": list(classes), "rows": "true", "columns": "predicted", "counts": scores.confusion.tolist()}
     )
-    run.log_files(_pictures(network, split, classes, scores, title))
+    predictions = {"label": scores.labels.numpy(), "predicted": scores.predicted.numpy()}
+    run.log_files(_pictures(network, split, classes, scores, title) | {"predictions.npz": _npz(predictions)})
     return summary
+
+
+def _npz(arrays: dict[str, Any]) -> bytes:
+    """Return arrays of whole numbers as an .npz file, each in as few bytes as it needs."""
+    small: dict[str, Any] = {name: values.astype(np.min_scalar_type(values.max())) for name, values in arrays.items()}
+    file = io.BytesIO()
+    np.savez_compressed(file, **small)
+    return file.getvalue()
 
 
 @torch.inference_mode()

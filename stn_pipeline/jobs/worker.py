@@ -18,7 +18,6 @@ from stn_pipeline.training import Checkpoint, Record
 from stn_pipeline.training.device import describe, resolve
 
 READY = "ready"
-PLACES = ("device", "data_dir")  # knobs that say where, not what
 
 
 class _Stopped(Exception):
@@ -121,12 +120,8 @@ def _checkpoint_of(job: Job, splits: Splits) -> Checkpoint | None:
         checkpoint = load_checkpoint(job.resume)
     except RunError:
         return None
-    same_knobs = _what(checkpoint.config) == _what(job.config)
+    same_knobs = checkpoint.config.meaning() == job.config.meaning()
     return checkpoint if same_knobs and checkpoint.digests == splits.digests() else None
-
-
-def _what(config: TrainConfig) -> dict[str, object]:
-    return config.model_dump(exclude=set(PLACES))
 
 
 def out_of_memory(error: Exception) -> bool:

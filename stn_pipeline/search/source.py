@@ -5,19 +5,16 @@ Everything that survives a kill lies in the study and in the runs' tags; `recove
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import nan
 from typing import Any
 
 from stn_pipeline.config import TrainConfig
-from stn_pipeline.jobs import Job, Outcome
+from stn_pipeline.jobs import Job, Outcome, Training, Trainings, times
 from stn_pipeline.search.study import Asked, Study
 from stn_pipeline.search.sweepfile import short
 from stn_pipeline.tracking import CHILD_OF, Run, create_run, search_runs
 from stn_pipeline.training import Record
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
-MAX_FINAL_LOSSES = 2
-BEST_VAL = "best/val/loss"
 
 
 @dataclass
@@ -29,22 +26,6 @@ class Trial:
     best: float | None = None
 
 
-@dataclass
-class Final:
-    """One retraining with a fresh seed: of which trial, with which seed, in which run; test/loss and more when it is done."""
-
-    number: int
-    seed: int
-    run: Run
-    figures: dict[str, float] | None = None
-    n_lost: int = 0
-    failed: str = ""
-
-
-def _times(outcome: Outcome) -> dict[str, float]:
-    return {name: value for name, value in outcome.figures.items() if name.startswith("time/")}
-
-
 class Search:
     """One study, run to its end: a Source for `drive`.
 
@@ -53,8 +34,8 @@ class Search:
 
     def __init__(self, study: Study, parent: Run, experiment: str, label: str, say: Callable[[str], object]):
         self.study, self.parent, self.experiment, self.label, self.say = study, parent, experiment, label, say
-        self.running: dict[str, Trial | Final] = {}
-        self.finals: dict[tuple[int, int], Final] = {}
+        self.running: dict[str, Trial] = {}
+        self.trainings: Trainings[tuple[int, int]] = Trainings()  # the final ones, by trial number and seed
 
     def recover(self) -> None:
         """Close what an earlier driver left open: its trials are lost, their runs end as the study says."""
@@ -64,13 +45,7 @@ class Search:
         for child in search_runs({CHILD_OF: self.parent.id}):
             tags, run, number = child.data.tags, Run(child.info.run_id), int(child.data.tags.get("trial", -1))
             if tags.get("stage") == "final":
-                seed, status = int(tags["seed"]), child.info.status
-                metrics = child.data.metrics
-                figures = metrics | {"val/loss": metrics.get(BEST_VAL, nan)} if status == "FINISHED" else None
-                failed = tags.get("error", "") if status == "FAILED" else ""
-                self.finals[number, seed] = Final(number, seed, run, figures, failed=failed)
-                if status == "RUNNING":  # it may be wanted no more, where trials were added; else it is opened again
-                    run.close("KILLED")
+                self.trainings.adopt((number, int(tags["seed"])), child)
             elif child.info.status == "RUNNING":
                 state = states.get(number, "FAIL")
                 if state == "COMPLETE":
@@ -80,7 +55,12 @@ class Search:
     @property
     def n_left(self) -> int:
         """Number of jobs still to be started or ended, as far as known."""
-        return self.study.n_left + len(self.running) + len(self._missing_finals(planned=True))
+        return self.study.n_left + len(self.running) + len(self.trainings.running) + len(self._missing_finals(planned=True))
+
+    @property
+    def finals(self) -> dict[tuple[int, int], Training]:
+        """The final trainings, by trial number and seed."""
+        return self.trainings.by_key
 
     @property
     def winner(self) -> int | None:
@@ -95,7 +75,7 @@ class Search:
         asked = self.study.ask()
         if asked is not None:
             return self._trial_job(asked)
-        if any(isinstance(work, Trial) for work in self.running.values()):
+        if self.running:
             return None
         missing = self._missing_finals()
         return self._final_job(*missing[0]) if missing else None
@@ -116,33 +96,21 @@ class Search:
     def _missing_finals(self, planned: bool = False) -> list[tuple[int, int]]:
         """Return trial and seed of the final trainings that are not done, a pair after another."""
         sweep = self.study.sweep
-        busy = {(work.number, work.seed) for work in self.running.values() if isinstance(work, Final)}
         if self.winner is None:
             return [(0, 0)] * 2 * sweep.final if planned else []
         numbers = dict.fromkeys((self.winner, 0))
         wanted = [(number, sweep.seed + 1 + i) for i in range(sweep.final) for number in numbers]
-        return [key for key in wanted if key not in busy and not self._is_over(self.finals.get(key))]
-
-    @staticmethod
-    def _is_over(final: Final | None) -> bool:
-        return final is not None and (final.figures is not None or bool(final.failed) or final.n_lost >= MAX_FINAL_LOSSES)
+        return [key for key in wanted if self.trainings.is_open(key)]
 
     def _final_job(self, number: int, seed: int) -> Job:
         params = self.study.trials[number].user_attrs["params"]
         config = self.study.config(params, seed)
         arm = "default" if number == 0 else "tuned"
-        final = self.finals.get((number, seed))
-        resume = ""
-        if final is None:
+        run = self.trainings.again((number, seed))
+        if run is None:
             tags = {"stage": "final", "arm": arm, "state": "RUNNING", "trial": str(number), "seed": str(seed), "study": self.study.name}
-            final = Final(number, seed, self._create(f"{self.label} final {arm} s{seed} {short(params)}", config, tags))
-            self.finals[number, seed] = final
-        else:
-            final.run.reopen()
-            resume = final.run.id
-        key = f"{self.study.name} final {arm} s{seed}"
-        self.running[key] = final
-        return Job(key, final.run.id, config, whole=True, resume=resume)
+            run = self._create(f"{self.label} final {arm} s{seed} {short(params)}", config, tags)
+        return self.trainings.job((number, seed), f"{self.study.name} final {arm} s{seed}", config, run)
 
     def _create(self, name: str, config: TrainConfig, tags: dict[str, str]) -> Run:
         return create_run(name, self.experiment, config, tags, self.parent.id)
@@ -151,9 +119,9 @@ class Search:
 
     def epoch(self, job: Job, record: Record) -> bool:
         """Report a trial's best value so far; say whether it shall go on, as the default configuration always does."""
-        work = self.running[job.key]
-        if isinstance(work, Final):
+        if job.key not in self.running:
             return True
+        work = self.running[job.key]
         smaller_is_better = self.study.sweep.direction == "minimize"
         value = record.val_loss if self.study.sweep.objective == "val/loss" else record.val_accuracy
         work.best = value if work.best is None else min(work.best, value) if smaller_is_better else max(work.best, value)
@@ -162,11 +130,10 @@ class Search:
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Tell the study how a job ended, and close its run."""
-        work = self.running.pop(job.key)
-        if isinstance(work, Final):
-            self._final_ended(job, work, outcome)
+        if job.key in self.running:
+            self._trial_ended(job, self.running.pop(job.key), outcome)
         else:
-            self._trial_ended(job, work, outcome)
+            self.say(f"{job.key}: {self.trainings.ended(job, outcome)}")
 
     def _trial_ended(self, job: Job, work: Trial, outcome: Outcome) -> None:
         objective, number = self.study.sweep.objective, work.asked.number
@@ -176,7 +143,7 @@ class Search:
         if outcome.kind == "done":
             before = self.study.best
             self.study.end(number, "COMPLETE", work.best)
-            work.run.log_metrics(_times(outcome) | {f"best/{objective}": work.best or 0.0})
+            work.run.log_metrics(times(outcome) | {f"best/{objective}": work.best or 0.0})
             better = " (best so far)" if self.study.best != before else ""
             text, state, note = f"{so_far}{better}", "COMPLETE", f"**{so_far}**, the best of {epochs} epochs."
         elif outcome.kind == "stopped":
@@ -197,25 +164,6 @@ class Search:
             self.parent.log_metrics({f"best/{objective}": float(self.study.best.value or 0.0)}, step=number)
         self.say(f"{self.label} t{number:03d} {short(work.asked.params)}: {text}")
 
-    def _final_ended(self, job: Job, work: Final, outcome: Outcome) -> None:
-        if outcome.kind == "done":
-            work.figures = outcome.figures
-            work.run.log_metrics(_times(outcome) | {BEST_VAL: outcome.figures["val/loss"]})
-            work.run.tag({"state": "COMPLETE"})
-            work.run.close("FINISHED")
-            text = f"test/loss {outcome.figures['test/loss']:.4f}, test/accuracy {outcome.figures['test/accuracy']:.4f}"
-        elif outcome.kind == "failed":
-            work.failed = outcome.reason
-            work.run.fail(outcome.reason)
-            self._close(work.run, "FAIL", "")
-            text = f"failed: {outcome.reason}"
-        else:
-            work.n_lost += outcome.kind == "lost"
-            work.run.tag({"state": "FAIL"})
-            work.run.close("KILLED")
-            text = f"lost: {outcome.reason.splitlines()[0]}"
-        self.say(f"{job.key}: {text}")
-
     @staticmethod
     def _close(run: Run, state: str, note: str) -> None:
         run.tag({"state": state})
@@ -235,10 +183,11 @@ class Search:
         return count
 
     @property
-    def best(self) -> str:
-        """The best value so far, in words."""
+    def state(self) -> str:
+        """The best value so far and the numbers of trials, in words."""
         best = self.study.best
-        return f"{self.label}: " + ("no trial done" if best is None else f"best {best.value:.4f} (t{best.number:03d})")
+        told = f"{self.label}: " + ("no trial done" if best is None else f"best {best.value:.4f} (t{best.number:03d})")
+        return ", ".join([told, *(f"{n} {kind}" for kind, n in self.counts().items() if n)])
 
     def pairs(self, what: str) -> tuple[list[float], list[float]]:
         """Return a test figure of the winner and of the default, seed by seed, where both are there."""

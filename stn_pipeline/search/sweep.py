@@ -1,17 +1,14 @@
 """A sweep: a study a data set, side by side in one pool, from the check of the data to the answer on each study's page."""
 
-import fcntl
-import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from stn_pipeline import tracking
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError
-from stn_pipeline.jobs import Job, LocalPool, Outcome, available_cores, drive
+from stn_pipeline.jobs import Job, LocalPool, Outcome, drive, n_workers, only_driver
 from stn_pipeline.model import build
 from stn_pipeline.search.page import publish
 from stn_pipeline.search.source import Search
@@ -19,11 +16,9 @@ from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
-from stn_pipeline.training.device import n_gpus, resolve
+from stn_pipeline.training.device import resolve
 
-STUDIES = Path("studies")
 TOKEN = "study.token"  # tag by which a study finds its own run
-MAX_WORKERS = 8  # chosen by itself
 
 
 class SideBySide:
@@ -52,33 +47,14 @@ class SideBySide:
         self.owner[job.key].ended(job, outcome)
 
 
-@contextmanager
-def only_driver(name: str) -> Iterator[str]:
-    """Hold the lock of a sweep; return the URL of its database.
-
-    Raises: RunError where another process drives it.
-    """
-    STUDIES.mkdir(exist_ok=True)
-    with open(STUDIES / f"{name}.lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise RunError(f"sweep {name}: {holder} is driving it: wait, stop that one, or begin another (--name {name}-2)") from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
-        yield f"sqlite:///{STUDIES / name}.db"
-
-
 def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Sequence[Search]], Callable[[], object]]) -> None:
     """Run a sweep to its end, or go on with it.
 
     `say` is told lines for the console; `watch` is given the studies and returns what is called twice a second.
     Raises: UserError before anything is started; JobError where a training breaks in our own code.
     """
-    with only_driver(sweep.name) as url, ExitStack() as stack:
+    with only_driver("sweep", sweep.name) as path, ExitStack() as stack:
+        url = f"sqlite:///{path}.db"
         checked = [_check(sweep, dataset, say) for dataset in sweep.datasets]
         names = [_study_name(sweep, splits) for _, splits in checked]
         if len(set(names)) < len(names):
@@ -100,7 +76,8 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
             say(_opening(search, url))
         n_left = sum(search.n_left for search in searches)
         if n_left:
-            pool = LocalPool(min(sweep.workers or _n_workers(), n_left) if sweep.trials else sweep.workers or _n_workers())
+            wanted = sweep.workers or n_workers()
+            pool = LocalPool(min(wanted, n_left) if sweep.trials else wanted)
             say(f"{len(pool.pids)} workers, {pool.n_threads} threads each")
             try:
                 drive(SideBySide(searches), pool, watch(searches))
@@ -116,10 +93,6 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
             _register(search, say, alone=len(searches) == 1)
         if umbrella is not None:
             umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
-
-
-def _n_workers() -> int:
-    return n_gpus() or min(available_cores(), MAX_WORKERS)
 
 
 def _check(sweep: SweepConfig, dataset: str, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:

@@ -3,24 +3,20 @@
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, model_validator
 
+from stn_pipeline import questions
 from stn_pipeline.config import Choices, DatasetName, Knobs, Range, TrainConfig, choices_of, knob, search_of
 from stn_pipeline.errors import ConfigError, did_you_mean
+from stn_pipeline.questions import names
 
 OWN_KEY = {  # knobs that a sweep sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
     "seed": "seed: is the sweep's, final: the number of fresh ones",
 }
 SAME_FOR_ALL = ("data_dir", "val_fraction", "device")  # knobs that a search may not vary: values would not compare
-
-
-def _names(given: Any) -> Any:
-    return [name.strip() for name in given.split(",")] if isinstance(given, str) else given
 
 
 class SweepConfig(Knobs):
@@ -34,7 +30,7 @@ class SweepConfig(Knobs):
     search: dict[str, Range | Choices] = knob(
         ..., help="knobs to tune: bare for the range that the knob declares, {low: , high: , log: } or a list of values"
     )
-    datasets: Annotated[tuple[DatasetName, ...], BeforeValidator(_names)] = knob(("auto",), help="data sets, a study each, side by side")
+    datasets: Annotated[tuple[DatasetName, ...], BeforeValidator(names)] = knob(("auto",), help="data sets, a study each, side by side")
     objective: Literal["val/loss", "val/accuracy"] = knob("val/loss", help="whose best value over the epochs counts")
     direction: Literal["minimize", "maximize"] = knob("minimize", help="minimize, or maximize where the objective is an accuracy")
     trials: int = knob(0, help="trials a study, the default configuration among them; 0 for no such limit", ge=0)
@@ -50,19 +46,10 @@ class SweepConfig(Knobs):
     @classmethod
     def _read(cls, given: Any) -> Any:
         given = dict(given)
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name := str(given.get("name", "x"))):
-            raise ConfigError(f"name={name}: must be letters, digits and _ . - only")
+        questions.check_name(given.get("name", "x"))
         if re.search("[/:]", str(given.get("register_as", ""))):
             raise ConfigError(f"register_as={given['register_as']}: must be without / and :, by MLflow's rule")
-        train = given.get("train") or {}
-        if not isinstance(train, dict):
-            raise ConfigError(f"train={train}: must be knobs and their values, as in {{epochs: 10}}")
-        for name in train:
-            if not isinstance(name, str):
-                raise ConfigError(f"train: unknown knob {name}{did_you_mean(str(name), TrainConfig.model_fields)}")
-        for own in OWN_KEY.keys() & train.keys():
-            raise ConfigError(f"train.{own}: {OWN_KEY[own]}")
-        given["train"] = {name: getattr(_parse("train.", train), name) for name in train}
+        given["train"] = questions.knobs("train", given.get("train"), OWN_KEY)
         if "search" in given:
             given["search"] = dict(_searched(given["search"], given["train"]))
         given.setdefault("direction", "maximize" if given.get("objective") == "val/accuracy" else "minimize")
@@ -123,58 +110,11 @@ def read(path: str, flags: dict[str, str]) -> SweepConfig:
 
     Raises: ConfigError, one line that names the place.
     """
-    try:
-        content = yaml.load(Path(path).expanduser().read_text(), Loader=_OneOfEachKey)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}: name a sweep file, such as sweeps/digits.yaml") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text: name a sweep file, such as sweeps/digits.yaml") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold keys and values, such as name: mnist")
-    content = {str(key): value for key, value in content.items()}
-    try:
-        return SweepConfig.parse(content | {key: _flag(key, text) for key, text in flags.items()})
-    except ConfigError as error:
-        from_flag = re.split(r"\W", str(error).removeprefix("unknown key "))[0] in flags
-        raise error if from_flag else ConfigError(f"{path}: {error}") from error
-
-
-class _OneOfEachKey(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which a key that stands twice is an error, and 1e-3 a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {key} stands twice", problem_mark=node.start_mark)
-        content: dict[Any, Any] = super().construct_mapping(node, deep)
-        return content
-
-
-_OneOfEachKey.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def _flag(key: str, text: str) -> Any:
-    if key in SweepConfig.model_fields and SweepConfig.model_fields[key].annotation is str:
-        return text
-    try:
-        return yaml.load(text, Loader=_OneOfEachKey)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{key}={text}: is not YAML") from error
-
-
-def _parse(place: str, values: dict[str, Any]) -> TrainConfig:
-    try:
-        return TrainConfig.parse(values)
-    except ConfigError as error:
-        prefix = "" if str(error).startswith("unknown") else place
-        raise ConfigError(f"{place.rstrip('.')}: {error}" if not prefix else f"{place}{error}") from error
+    return questions.read(SweepConfig, path, flags, "sweeps/digits.yaml")
 
 
 def _searched(given: Any, train: dict[str, Any]) -> Iterator[tuple[str, Range | Choices]]:
-    given = _names(given)
+    given = names(given)
     if isinstance(given, list) and all(isinstance(name, str) for name in given):
         given = dict.fromkeys(given)
     if not isinstance(given, dict):

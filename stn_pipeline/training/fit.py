@@ -181,8 +181,13 @@ def _trouble(accuracy: float, labels: Tensor, outside: float, n_steps: int) -> s
     """Say what looks collapsed, once the network has had time to learn: accuracy at chance, or a localiser far out."""
     if n_steps < PATIENCE_STEPS:
         return ""
-    chance = labels.bincount().max().item() / len(labels)
     far_out = f"{outside:.0%} of the sampling points lie outside the image"
-    if accuracy <= chance + 0.1 * (1 - chance):
-        return f"val accuracy {accuracy:.3f} is at chance ({chance:.3f})" + (f", {far_out}" if outside > 0.5 else "")
+    if told := at_chance(accuracy, labels):
+        return f"val {told}" + (f", {far_out}" if outside > 0.5 else "")
     return far_out if outside > 0.75 else ""
+
+
+def at_chance(accuracy: float, labels: Tensor) -> str:
+    """Say so where an accuracy is hardly better than naming the commonest of these labels each time; else nothing."""
+    chance = labels.bincount().max().item() / len(labels)
+    return f"accuracy {accuracy:.3f} is at chance ({chance:.3f})" if accuracy <= chance + 0.1 * (1 - chance) else ""

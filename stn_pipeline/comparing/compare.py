@@ -1,0 +1,100 @@
+"""A comparison from the check of its data to the answer on its page."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+from stn_pipeline import tracking
+from stn_pipeline.comparing.comparefile import Block, CompareConfig
+from stn_pipeline.comparing.source import Cell, Comparison
+from stn_pipeline.data import Splits, load
+from stn_pipeline.errors import ConfigError
+from stn_pipeline.jobs import LocalPool, drive, n_workers, only_driver
+from stn_pipeline.model import build
+from stn_pipeline.tracking import Run
+from stn_pipeline.training.device import resolve
+from stn_pipeline.training.fingerprint import fingerprint
+
+
+def run(config: CompareConfig, say: Callable[[str], object], watch: Callable[[Sequence[Comparison]], Callable[[], object]]) -> None:
+    """Run a comparison to its end, or go on with it.
+
+    `say` is told lines for the console; `watch` is given the comparison and returns what is called twice a second.
+    Raises: UserError before anything is started; JobError where a training breaks in our own code.
+    """
+    with only_driver("compare", config.name):
+        cells = _cells(config, say)
+        with tracking.reachable():
+            experiment = tracking.experiment_id()
+            parent, experiment = _parent(config, cells, experiment)
+        with tracking.closing(parent, parent.close):
+            comparison = Comparison(config, cells, parent, experiment, say)
+            comparison.recover()
+            say(_opening(comparison))
+            if comparison.n_left:
+                pool = LocalPool(min(config.workers or n_workers(), comparison.n_left))
+                say(f"{len(pool.pids)} workers, {pool.n_threads} threads each")
+                try:
+                    drive(comparison, pool, watch([comparison]))
+                except KeyboardInterrupt:
+                    parent.describe("**Interrupted.** The same command goes on with it.")
+                    raise
+                pool.close()
+
+
+def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
+    """Return the trainings, a seed of all arms after another, so that what is stopped early has whole pairs.
+
+    Every data set is loaded and every network built once, so that nothing is found wrong after hours.
+    """
+    cells = []
+    known: dict[object, Splits] = {}
+    for seed in config.seeds:
+        known.clear()  # a split for each seed, but never those of two at once
+        for block in config.blocks():
+            for arm in config.arms:
+                knobs = config.config(block, arm, seed)
+                device = resolve(knobs.device, knobs.precision)
+                key = (knobs.dataset, knobs.data_dir, knobs.image_size, knobs.val_fraction)
+                if key not in known:
+                    known[key] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
+                splits = known[key]
+                if seed == config.seeds[0]:
+                    build(knobs, splits.image_shape, splits.n_classes)  # refuses images that are too small
+                knobs = knobs.model_copy(update={"dataset": splits.dataset})
+                cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
+    blocks = {(cell.block.setting, cell.arm, cell.seed, cell.block.dataset) for cell in cells}
+    if len(blocks) < len(cells):
+        raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them are the same set: leave one out")
+    return cells
+
+
+def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[Run, str]:
+    """Return the comparison's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
+    asked = config.plain() | {"workers": 0, "cells": [cell.fingerprint for cell in cells]}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    name, tags = f"compare {config.name}", {"stage": "compare", "comparison": config.name, "comparison.asked": digest}
+    known = [record for record in tracking.search_runs(tags) if record.info.lifecycle_stage == "active"]
+    if known:
+        run = Run(known[-1].info.run_id)
+        run.reopen()
+        if (made := tracking.adopt_run(f"{name} again", config, {})) is not None:
+            made.describe(f"The comparison goes on in its own run, `{run.id}`.")
+        return run, str(known[-1].info.experiment_id)
+    run = tracking.adopt_run(name, config, tags) or tracking.create_run(name, experiment, config, tags)
+    run.tag(tracking.environment())
+    return run, experiment
+
+
+def _opening(comparison: Comparison) -> str:
+    config = comparison.config
+    cells, n_blocks = {cell.fingerprint for cell in comparison.cells}, len(set(cell.block for cell in comparison.cells))
+    told = f"compare {config.name}: {', '.join(config.arms)} (baseline {config.baseline}), {len(config.seeds)} seeds"
+    told += f", {n_blocks} times (data sets, settings)" if n_blocks > 1 else ""
+    lines = [f"{told}: {len(cells)} trainings; run {comparison.parent.id}"]
+    n_own = sum(training.is_over for training in comparison.trainings.by_key.values()) - len(comparison.reused)
+    if n_own or comparison.reused:
+        lines.append(f"going on: {n_own} done before, {len(comparison.reused)} runs of others with the same knobs, seed, data and code")
+    if len(config.seeds) == 1:
+        lines.append("one seed says nothing about noise: give seeds: 2 or more for an interval")
+    return "\n".join(lines)

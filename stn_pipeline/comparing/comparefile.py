@@ -1,0 +1,137 @@
+"""A comparison file: which arms, over which seeds, on which data, against which baseline; checked whole before anything starts."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+import yaml
+from pydantic import BeforeValidator, model_validator
+
+from stn_pipeline import questions
+from stn_pipeline.config import DatasetName, Knobs, TrainConfig, knob
+from stn_pipeline.errors import ConfigError, did_you_mean
+from stn_pipeline.questions import names
+
+OWN_KEY = {  # knobs that a comparison sets by a key of its own, and the key
+    "dataset": "datasets: names the sets",
+    "seed": "seeds: gives them, the same for every arm",
+}
+PLACES = ("device", "data_dir")
+MOST_SEEDS = 1000
+
+
+def _seeds(given: Any) -> Any:
+    if isinstance(given, bool) or not isinstance(given, (int, list, tuple)):
+        raise ValueError("must be a number of seeds, or a list of seeds")
+    seeds = list(range(given)) if isinstance(given, int) else list(given)
+    if not 1 <= len(seeds) <= MOST_SEEDS:
+        raise ValueError(f"must be 1 to {MOST_SEEDS} seeds")
+    if len(set(map(str, seeds))) < len(seeds):
+        raise ValueError("must name each seed once")
+    return seeds
+
+
+class Block(NamedTuple):
+    """Where all arms are trained alike and are compared with each other: one data set under one setting."""
+
+    dataset: str
+    setting: str
+
+
+class CompareConfig(Knobs):
+    """One comparison: the keys of its file."""
+
+    noun: ClassVar[str] = "key"
+
+    name: str = knob(..., help="name of the comparison: of its runs, its lock in studies/")
+    question: str = knob("", help="what it asks, in words; shown on its page")
+    train: dict[str, Any] = knob({}, help="knobs that are the same for all arms")
+    arms: dict[str, dict[str, Any]] = knob(
+        ..., help="the arms by name, and the knobs in which each differs: {base: {}, tps: {transform: tps}}"
+    )
+    baseline: str = knob("", help="the arm that the others are compared with; the first by default")
+    settings: dict[str, dict[str, Any]] = knob(
+        {"": {}}, help="circumstances in which to compare all arms anew: {name: {knob: value}}; none by default"
+    )
+    datasets: Annotated[tuple[DatasetName, ...], BeforeValidator(names)] = knob(("auto",), help="data sets to compare all arms on")
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = knob(10, help="how many seeds, from 0, or a list of them")
+    claims: dict[str, float] = knob(
+        {},
+        help="by arm, a relative difference in test loss that somebody claims: -0.15 is 15 % less; answered with the seeds it would take to see it",
+    )
+    workers: int = knob(0, help="trainings at once; 0 for one a core, or one a GPU where there are GPUs", ge=0, le=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        given = dict(given)
+        questions.check_name(given.get("name", "x"))
+        given["train"] = train = questions.knobs("train", given.get("train"), OWN_KEY)
+        given["settings"] = settings = _named("settings", given.get("settings") or {"": {}}, train)
+        if "arms" in given:
+            given["arms"] = arms = _named("arms", given["arms"], train)
+            if len(arms) < 2:
+                raise ConfigError(f"arms={', '.join(arms)}: must be at least two")
+            given["baseline"] = given.get("baseline") or next(iter(arms))
+            for setting, knobs in settings.items():
+                for arm, own in arms.items():
+                    if both := knobs.keys() & own.keys():
+                        raise ConfigError(f"settings.{setting}.{min(both)}: stands under arms.{arm} too: leave it in one of them")
+        return given
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline={self.baseline}: is no arm: choose {', '.join(self.arms)}{did_you_mean(self.baseline, self.arms)}")
+        if len(set(self.datasets)) < len(self.datasets) or not self.datasets:
+            raise ValueError(f"datasets={', '.join(self.datasets)}: must be at least one, each named once")
+        for arm, claim in self.claims.items():
+            if arm not in self.arms or arm == self.baseline:
+                others = [name for name in self.arms if name != self.baseline]
+                raise ValueError(f"claims.{arm}: is no arm beside the baseline: choose {', '.join(others)}{did_you_mean(arm, others)}")
+            if not -1 < claim or not claim:
+                raise ValueError(f"claims.{arm}={claim:g}: must be a share above -1 and not 0, as -0.15 for 15 % less")
+        seen: dict[str, str] = {}
+        for arm in self.arms:
+            twin = seen.setdefault(str([self.config(block, arm, 0).meaning() for block in self.blocks()]), arm)
+            if twin != arm:
+                raise ValueError(f"arms.{arm}: is the same network as arms.{twin}, so nothing could differ: change one of them")
+        return self
+
+    def blocks(self) -> Iterator[Block]:
+        """Return every data set under every setting."""
+        return (Block(dataset, setting) for dataset in self.datasets for setting in self.settings)
+
+    def config(self, block: Block, arm: str, seed: int) -> TrainConfig:
+        """Return the knobs of one training.
+
+        Raises: ConfigError where they do not go together.
+        """
+        knobs = self.train | self.settings[block.setting] | self.arms[arm]
+        return TrainConfig.parse(knobs | {"dataset": block.dataset, "seed": seed})
+
+    def flat(self) -> dict[str, Any]:
+        """Return the keys by name, nested ones as YAML in a line."""
+        return {key: _line(value) if isinstance(value, (dict, list)) else value for key, value in self.plain().items()}
+
+
+def _line(value: Any) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=100_000)).removesuffix("\n").removesuffix("\n...")
+
+
+def _named(key: str, given: Any, train: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if not isinstance(given, dict):
+        raise ConfigError(f"{key}={given}: must be names and their knobs, as in {{base: {{}}, tps: {{transform: tps}}}}")
+    named = {str(name): questions.knobs(f"{key}.{name}", knobs, OWN_KEY, train) for name, knobs in given.items()}
+    for name, knobs in named.items():
+        for place in PLACES:
+            if place in knobs:
+                raise ConfigError(f"{key}.{name}.{place}: says where, not what: put it under train:")
+    return named
+
+
+def read(path: str, flags: dict[str, str]) -> CompareConfig:
+    """Return a comparison file with the flags put over its keys.
+
+    Raises: ConfigError, one line that names the place.
+    """
+    return questions.read(CompareConfig, path, flags, "sweeps/report.yaml")
