@@ -417,3 +417,45 @@ def _mesh(axes: Axes, pixels: Array) -> None:
     halo = [Stroke(linewidth=3, foreground="black", alpha=0.6), Normal()]  # keeps orange apart from a bright image
     axes.plot(*outline.T, color=ORANGE, linewidth=1.6, label="outline", path_effects=halo, scalex=False, scaley=False)
     axes.plot(*outline[0], "o", color=ORANGE, mec="black", mew=0.6, markersize=4.5, scalex=False, scaley=False)
+
+
+@matplotlib.rc_context(STYLE)
+def warps_by_arm(images: Array, arms: dict[str, tuple[Array, Array | None]], title: str) -> Figure:
+    """Return the same images under several networks: a row each of where it looks, and a row of what it then sees.
+
+    Args:
+        images: (n, C, H, W) 0..1.
+        arms: by name, warped images (n, C, h, w) 0..1 and source points (n, h, w, 2), None without a transformer.
+        title: shown above, wrapped.
+
+    Raises:
+        ShapeError: the arrays do not belong together.
+    """
+    n, size = len(images), np.array(images.shape[:1:-1])
+    for name, (warped, points) in arms.items():
+        if images.ndim != 4 or len(warped) != n or (points is not None and points.shape != (n, *warped.shape[2:], 2)):
+            raise ShapeError(f"{name}: warped {warped.shape} and its points do not fit images {images.shape}")
+    cell, left, gap = 0.85, 1.3, 0.05
+    rows = sum(1 if points is None else 2 for _, points in arms.values())
+    heading, top = _wrapped(title, left + n * (cell + gap))
+    top += 0.1
+    figure = Figure(figsize=(left + n * (cell + gap) + 0.05, top + rows * (cell + gap) + gap * 3 * len(arms)))
+    _title(figure, heading)
+    low, high = -0.3 * size - 0.5, 1.3 * size - 0.5
+    for name, (warped, points) in arms.items():
+        for what in ("sees",) if points is None else ("looks", "sees"):
+            words = f"{name}" if what == "looks" or points is None else ""
+            under = {"looks": "input, grid", "sees": "input" if points is None else "warped"}[what]
+            figure.text(
+                0.1 / figure.get_figwidth(), 1 - (top + 0.3) / figure.get_figheight(), _short(words, 16), weight="bold", va="center"
+            )
+            figure.text(0.1 / figure.get_figwidth(), 1 - (top + 0.5) / figure.get_figheight(), under, color=GREY, va="center")
+            for i in range(n):
+                axes = _place(figure, left + i * (cell + gap), top, cell, cell)
+                _picture(axes, images[i] if what == "looks" else warped[i])
+                if what == "looks" and points is not None:
+                    axes.set(facecolor=PALE, xlim=(low[0], high[0]), ylim=(high[1], low[1]))
+                    _mesh(axes, ((np.nan_to_num(points[i], nan=9.0).clip(-9, 9) + 1) * size - 1) / 2)
+            top += cell + gap
+        top += 3 * gap
+    return figure

@@ -133,10 +133,12 @@ class Run:
         self.log_json("report.json", scores)
 
     def log_files(self, files: dict[str, bytes]) -> None:
-        """Log artifacts by name."""
+        """Log artifacts by name; a / in it makes a folder."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
+                path = Path(folder) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
             mlflow.log_artifacts(folder, run_id=self.id)
 
     def log_json(self, name: str, content: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 
 from stn_pipeline import tracking
+from stn_pipeline.comparing.answer import Answer
 from stn_pipeline.comparing.comparefile import Block, CompareConfig
-from stn_pipeline.comparing.source import Cell, Comparison
+from stn_pipeline.comparing.page import publish, single_pairs, told
+from stn_pipeline.comparing.source import Cell, Comparison, label
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import LocalPool, drive, n_workers, only_driver
@@ -16,10 +18,16 @@ from stn_pipeline.training.device import resolve
 from stn_pipeline.training.fingerprint import fingerprint
 
 
-def run(config: CompareConfig, say: Callable[[str], object], watch: Callable[[Sequence[Comparison]], Callable[[], object]]) -> None:
+def run(
+    config: CompareConfig,
+    say: Callable[[str], object],
+    watch: Callable[[Sequence[Comparison]], Callable[[], object]],
+    command: str = "",
+) -> None:
     """Run a comparison to its end, or go on with it.
 
-    `say` is told lines for the console; `watch` is given the comparison and returns what is called twice a second.
+    `say` is told lines for the console; `watch` is given the comparison and returns what is called twice a second;
+    `command` is shown in the report.
     Raises: UserError before anything is started; JobError where a training breaks in our own code.
     """
     with only_driver("compare", config.name):
@@ -40,6 +48,26 @@ def run(config: CompareConfig, say: Callable[[str], object], watch: Callable[[Se
                     parent.describe("**Interrupted.** The same command goes on with it.")
                     raise
                 pool.close()
+            _publish(comparison, command)
+
+
+def _publish(comparison: Comparison, command: str) -> None:
+    """Put the answers on the comparison's run, and say them."""
+    config = comparison.config
+    blocks = {cell.block: cell.config for cell in reversed(comparison.cells)}  # with the knobs of its first cell
+    answers, data = [], {}
+    for block in dict.fromkeys(cell.block for cell in comparison.cells):
+        table = comparison.table(block)
+        title = ", ".join(filter(None, (label(block.dataset), block.setting)))
+        answers.append(Answer(title, table, config.baseline, config.claims, single_pairs(table, config.baseline)))
+        data[title] = blocks[block]
+    title = f"compare {config.name}"
+    publish(
+        comparison.parent, answers, title, config.question, command, lambda answer: load(data[answer.title], announce=lambda line: None)
+    )
+    for line in told(answers):
+        comparison.say(line)
+    comparison.say(f"run {comparison.parent.id}: report.html is among its artifacts")
 
 
 def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:

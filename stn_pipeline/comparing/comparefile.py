@@ -56,7 +56,7 @@ class CompareConfig(Knobs):
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = knob(10, help="how many seeds, from 0, or a list of them")
     claims: dict[str, float] = knob(
         {},
-        help="by arm, a relative difference in test loss that somebody claims: -0.15 is 15 % less; answered with the seeds it would take to see it",
+        help="by arm, a relative difference in test loss that somebody claims, as -0.15 for 15 % less",
     )
     workers: int = knob(0, help="trainings at once; 0 for one a core, or one a GPU where there are GPUs", ge=0, le=256)
 
@@ -112,6 +112,15 @@ class CompareConfig(Knobs):
     def flat(self) -> dict[str, Any]:
         """Return the keys by name, nested ones as YAML in a line."""
         return {key: _line(value) if isinstance(value, (dict, list)) else value for key, value in self.plain().items()}
+
+
+class ExistingConfig(Knobs):
+    """A comparison of runs that exist already: what to find, and what tells the arms apart."""
+
+    runs: str = knob(..., help="MLflow filter of the runs to compare, as \"params.dataset = 'mnist' and params.epochs = '5'\"")
+    by: Annotated[tuple[str, ...], BeforeValidator(names)] = knob(..., help="knobs or tags that tell arms apart, as transform,coordconv")
+    baseline: str = knob("", help="the arm that the others are compared with; by default the one with the default values")
+    claims: dict[str, float] = knob({}, help="by arm, a relative difference in test loss that is claimed")
 
 
 def _line(value: Any) -> str:

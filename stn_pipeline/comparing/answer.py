@@ -1,0 +1,189 @@
+"""The answer of one block: its verdicts, what is missing or collapsed, and all of it in words, as Markdown and as plain values."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any
+
+from stn_pipeline.comparing.arms import MEASURES, Collapses, Contrast, Measure, Table, collapses, contrasts
+from stn_pipeline.comparing.paired import ALPHA
+
+LOSS, ACCURACY = MEASURES
+STATES = {"diverged": "diverged", "failed": "failed", "missing": "is missing"}
+
+
+@dataclass(frozen=True)
+class SinglePair:
+    """McNemar's test of one seed's two networks: images that one of them alone has right, and p."""
+
+    arm: str
+    seed: int
+    arm_only: int
+    baseline_only: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that a block's table says.
+
+    title: data set and setting.   table: what came of each training.   claims: by arm, a relative difference in test loss.
+    single_pairs: McNemar's test of each seed by itself, where predictions are kept.
+    """
+
+    title: str
+    table: Table
+    baseline: str
+    claims: Mapping[str, float] = field(default_factory=dict)
+    single_pairs: tuple[SinglePair, ...] = ()
+
+    @property
+    def arms(self) -> list[str]:
+        """The baseline and then the others."""
+        return [self.baseline, *(arm for arm in self.table if arm != self.baseline)]
+
+    @cached_property
+    def contrasts(self) -> dict[Measure, list[Contrast]]:
+        """The verdicts by measure, an arm each."""
+        return {measure: contrasts(self.table, self.baseline, measure, self.claims) for measure in MEASURES}
+
+    @cached_property
+    def collapses(self) -> list[Collapses]:
+        """What collapsed, by arm."""
+        return collapses(self.table, self.baseline)
+
+    def of(self, arm: str, measure: Measure = LOSS) -> Contrast | None:
+        """Return the verdict on an arm in a measure."""
+        return next((contrast for contrast in self.contrasts[measure] if contrast.arm == arm), None)
+
+    def sentences(self) -> list[str]:
+        """Return the answer: a sentence an arm and a measure, then what is to be known beside it."""
+        told = [contrast.sentence + "." for arm in self.arms[1:] for measure in MEASURES if (contrast := self.of(arm, measure))]
+        return told + [self._collapse_in_words(one) for one in self.collapses if one.n_collapsed] + self.notes() + self.claims_in_words()
+
+    def _collapse_in_words(self, one: Collapses) -> str:
+        against = "" if math.isnan(one.p) else f" (Fisher's exact test against {self.baseline}: p = {one.p:.2g})"
+        line = f"{one.n_collapsed} of {one.n} trainings of {one.arm} collapsed{against}."
+        contrast = self.of(one.arm)
+        if contrast is not None and contrast.without is not None:
+            without = contrast.without
+            line += (
+                f" Without the seeds that collapsed in {one.arm} or {self.baseline}: {_relative(without)} in test loss, {without.n} seeds."
+            )
+        return line
+
+    def notes(self) -> list[str]:
+        """Return what is missing: seeds that an arm has not, and why."""
+        lines = []
+        for arm, by_seed in self.table.items():
+            seeds = {one for trained in self.table.values() for one in trained}
+            for state, words in STATES.items():
+                lost = sorted(seed for seed in seeds if (by_seed[seed].state if seed in by_seed else "missing") == state)
+                if lost:
+                    why = next((by_seed[seed].why for seed in lost if seed in by_seed and by_seed[seed].why), "")
+                    lines.append(f"{arm}: seed {', '.join(map(str, lost))} {words}{': ' + why if why else ''}; its pairs are left out.")
+        missing = [arm for arm in self.arms[1:] if self.of(arm) is None]
+        return lines + [f"{arm} shares no seed with {self.baseline} that both have done: there is nothing to compare." for arm in missing]
+
+    def claims_in_words(self) -> list[str]:
+        """Return what it would take to see each difference that somebody claims."""
+        lines = []
+        for contrast in self.contrasts[LOSS]:
+            if not contrast.claimed:
+                continue
+            claim, low, high = self.claims[contrast.arm], contrast.t.relative_low, contrast.t.relative_high
+            told = f"Claimed for {contrast.arm}: {_percent(claim)} test loss. "
+            if not math.isnan(low):
+                told += f"The interval here, {_percent(low)} to {_percent(high)}, {'holds' if low <= claim <= high else 'excludes'} it. "
+            if contrast.n_needed is not None:
+                told += f"To see a difference of that size 8 times in 10 takes {contrast.n_needed:,} paired seeds; here are {contrast.t.n}."
+            lines.append(told.strip())
+        return lines
+
+    def single_pairs_in_words(self) -> list[str]:
+        """Return for each arm what single pairs would have said, one network against one."""
+        lines = []
+        for arm in self.arms[1:]:
+            pairs = [pair for pair in self.single_pairs if pair.arm == arm]
+            better = sum(pair.p <= ALPHA and pair.arm_only > pair.baseline_only for pair in pairs)
+            worse = sum(pair.p <= ALPHA and pair.arm_only < pair.baseline_only for pair in pairs)
+            if pairs:
+                told = f"Seed by seed (McNemar at 5 %), {arm} is better than {self.baseline} in {better} of {len(pairs)} single pairs"
+                lines.append(f"{told}, worse in {worse}, neither in {len(pairs) - better - worse}.")
+        return lines
+
+    def rows(self) -> list[list[str]]:
+        """Return the table of the answer: a heading, then an arm a row."""
+        rows = [
+            ["arm", "n", "test loss, nats", "difference, 95 % CI", "p (Holm)", "test accuracy", "points, 95 % CI", "p (Holm)", "collapsed"]
+        ]
+        by_arm = {one.arm: one for one in self.collapses}
+        for arm in self.arms:
+            row = [arm + (" (baseline)" if arm == self.baseline else ""), str(len(self.values(arm, LOSS)))]
+            for measure in MEASURES:
+                row.append(_spread(self.values(arm, measure)))
+                contrast = self.of(arm, measure)
+                row += ["", ""] if contrast is None else [_interval(contrast), _p(contrast.p)]
+            rows.append([*row, f"{by_arm[arm].n_collapsed} of {by_arm[arm].n}"])
+        return rows
+
+    def values(self, arm: str, measure: Measure) -> dict[int, float]:
+        """Return an arm's figures by seed, where they are done."""
+        done = {seed: one for seed, one in self.table[arm].items() if one.state == "done"}
+        return {seed: float(one.figures[measure.name]) for seed, one in sorted(done.items())}
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        head, *body = [f"| {' | '.join(row)} |" for row in self.rows()]
+        return "\n".join([head, "|" + "---|" * len(self.rows()[0]), *body])
+
+    def plain(self) -> dict[str, Any]:
+        """Return all figures as JSON can hold them."""
+        runs = {
+            arm: {str(seed): {"state": one.state, "run_id": one.run_id, "collapsed": one.collapsed} for seed, one in by_seed.items()}
+            for arm, by_seed in self.table.items()
+        }
+        figures = {
+            measure.name: {arm: {str(s): v for s, v in self.values(arm, measure).items()} for arm in self.arms} for measure in MEASURES
+        }
+        return {
+            "title": self.title,
+            "baseline": self.baseline,
+            "answer": self.sentences(),
+            "figures": figures,
+            "contrasts": [contrast.plain() for measure in MEASURES for contrast in self.contrasts[measure]],
+            "collapses": [asdict(one) | {"p": None if math.isnan(one.p) else one.p} for one in self.collapses],
+            "single_pairs": [asdict(pair) for pair in self.single_pairs],
+            "runs": runs,
+        }
+
+
+def _percent(share: float) -> str:
+    digits = 0 if abs(share) >= 0.1 else 1
+    return f"{100 * share:+.{digits}f} %".replace("-", "−")
+
+
+def _relative(result: Any) -> str:
+    if result.n == 1 or math.isnan(result.relative_low):
+        return _percent(result.relative)
+    return f"{_percent(result.relative)} (95 % CI {_percent(result.relative_low)} to {_percent(result.relative_high)})"
+
+
+def _interval(contrast: Contrast) -> str:
+    result, unit = contrast.t, contrast.measure.unit
+    if unit.relative:
+        return _relative(result)
+    numbers = (value * unit.scale for value in (result.difference, result.low, result.high))
+    size, low, high = (f"{value:+.{unit.decimals}f}".replace("-", "−") for value in numbers)
+    return size if result.n == 1 else f"{size} ({low} to {high})"
+
+
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def _spread(values: Mapping[int, float]) -> str:
+    found = list(values.values())
+    return "" if not found else f"{fmean(found):.4f}" + (f" ± {stdev(found):.4f}" if len(found) > 1 else "")

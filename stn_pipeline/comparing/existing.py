@@ -1,0 +1,145 @@
+"""Runs that exist already as arms: found by an MLflow filter, told apart by knobs or tags, paired by seed."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from stn_pipeline import tracking
+from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.arms import Trained
+from stn_pipeline.comparing.comparefile import ExistingConfig
+from stn_pipeline.comparing.page import publish, single_pairs, told
+from stn_pipeline.comparing.source import label
+from stn_pipeline.comparing.trained import trained
+from stn_pipeline.config import TrainConfig, default_of
+from stn_pipeline.data import Splits, load
+from stn_pipeline.errors import ConfigError, RunError, StnError, did_you_mean
+from stn_pipeline.tracking import RunRecord
+
+PAIRED_BY = ("dataset", "seed")  # data sets are compared one by one, seeds with each other
+
+
+class Found(NamedTuple):
+    """A whole training: the arm it is of, its knobs, and what came of it."""
+
+    arm: str
+    config: TrainConfig
+    trained: Trained
+
+
+def compare_existing(asked: ExistingConfig, say: Callable[[str], object], command: str = "") -> None:
+    """Compare runs that exist, as one new run with the answer on its page.
+
+    Raises: UserError where the filter finds too little, or more than arms and seeds tell apart.
+    """
+    found = _found(asked, say)
+    baseline = _baseline(asked, [one.arm for one in found])
+    answers, data = [], {}
+    for dataset in dict.fromkeys(one.config.dataset for one in found):
+        own = [one for one in found if one.config.dataset == dataset]
+        table: dict[str, dict[int, Trained]] = {arm: {} for arm in dict.fromkeys(one.arm for one in found)}
+        for one in own:  # oldest first: of several the newest stays
+            table[one.arm][one.config.seed] = one.trained
+        n_older = len(own) - sum(map(len, table.values()))
+        title = label(dataset)
+        if n_older:
+            say(f"{title}: {n_older} runs have the arm and seed of a newer one and are left out")
+        if not table[baseline] or not any(table[arm] for arm in table if arm != baseline):
+            say(f"{title}: has no run of {baseline} beside another arm and is left out")
+            continue
+        answers.append(Answer(title, table, baseline, asked.claims, single_pairs(table, baseline)))
+        data[title] = own[0].config
+    if not answers:
+        raise RunError(f"runs={asked.runs}: on no data set is there {baseline} and another arm: widen the filter")
+
+    def splits(answer: Answer) -> Splits | None:
+        try:
+            return load(data[answer.title], announce=lambda line: None)
+        except StnError:
+            return None  # the data are not here; the report does without that picture
+
+    with tracking.reachable():
+        name = f"compare by {', '.join(asked.by)}"
+        run = tracking.create_run(name, tracking.experiment_id(), asked, {"stage": "compare"})
+    with tracking.closing(run, run.close):
+        run.tag(tracking.environment())
+        publish(run, answers, name, asked.runs, command, splits)
+    for line in told(answers):
+        say(line)
+    say(f"run {run.id}: report.html is among its artifacts")
+
+
+def _found(asked: ExistingConfig, say: Callable[[str], object]) -> list[Found]:
+    records = [record for record in tracking.filter_runs(asked.runs) if record.info.lifecycle_stage == "active"]
+    whole = [(record, config) for record in records if (config := _training(record)) is not None]
+    if not whole:
+        raise RunError(f"runs={asked.runs}: finds {len(records)} runs and no whole training among them: write another filter")
+    if len(whole) < len(records):
+        n_others = len(records) - len(whole)
+        say(f"{n_others} of the {len(records)} runs found are no whole trainings (trials, sweeps, evaluations) and are left out")
+    found = [Found(_arm(asked.by, record, config), config, trained(record)) for record, config in whole]
+    for knob in TrainConfig.model_fields:
+        if knob in asked.by or knob in PAIRED_BY:
+            continue
+        for dataset in {one.config.dataset for one in found}:
+            of_arm = [(one.arm, one.config.meaning()) for one in found if one.config.dataset == dataset]
+            values = Counter(str(meaning[knob]) for _, meaning in of_arm if knob in meaning)
+            if len(values) > 1 and not (set(asked.by) - TrainConfig.model_fields.keys()):
+                counts = ", ".join(f"{value} in {n}" for value, n in values.most_common())
+                raise RunError(
+                    f"runs={asked.runs}: {knob} is not the same in all ({counts} runs): narrow the filter, or put {knob} into --by"
+                )
+    versions = {record.data.tags["version.code"] for record, _ in whole if "version.code" in record.data.tags}
+    if len(versions) > 1:
+        say(f"the runs come from {len(versions)} versions of the training code ({', '.join(sorted(versions))})")
+    return found
+
+
+def _training(record: RunRecord) -> TrainConfig | None:
+    """Return the knobs of a run that is a whole training, or was meant to be one; None for any other run."""
+    tags, params = record.data.tags, record.data.params
+    if (
+        tags.get("stage") in ("trial", "sweep", "compare")
+        or "evaluated_run" in tags
+        or "seed" not in params
+        or record.info.status == "RUNNING"
+    ):
+        return None
+    values: dict[str, Any] = {name: value for name, value in params.items() if name in TrainConfig.model_fields}
+    try:
+        return TrainConfig.parse(values | ({"dataset": tags["dataset_used"]} if "dataset_used" in tags else {}))
+    except ConfigError:
+        return None
+
+
+def _arm(by: tuple[str, ...], record: RunRecord, config: TrainConfig) -> str:
+    words = []
+    for name in by:
+        if name in TrainConfig.model_fields:
+            value = str(getattr(config, name))
+        elif name in record.data.tags:
+            value = record.data.tags[name]
+        else:
+            raise RunError(
+                f"by={name}: is no knob, and run {record.info.run_id} has no such tag{did_you_mean(name, TrainConfig.model_fields)}"
+            )
+        words.append(value if len(by) == 1 else f"{name}={value}")
+    return " ".join(words)
+
+
+def _baseline(asked: ExistingConfig, arms: list[str]) -> str:
+    names = list(dict.fromkeys(arms))
+    if len(names) < 2:
+        raise RunError(
+            f"by={', '.join(asked.by)}: all {len(arms)} runs are of one arm ({names[0]}): widen the filter, or choose another knob"
+        )
+    if asked.baseline in names:
+        return asked.baseline
+    if asked.baseline:
+        raise ConfigError(f"baseline={asked.baseline}: is no arm here: choose {', '.join(names)}{did_you_mean(asked.baseline, names)}")
+    fields = TrainConfig.model_fields
+    defaults = [default_of(fields[name]).replace("true", "True").replace("false", "False") for name in asked.by if name in fields]
+    usual = defaults[0] if len(asked.by) == 1 and defaults else " ".join(f"{n}={d}" for n, d in zip(asked.by, defaults, strict=False))
+    if usual in names:
+        return usual
+    raise ConfigError(f"baseline: missing; none of the arms is the default: choose {', '.join(names)}")

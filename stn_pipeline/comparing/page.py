@@ -1,0 +1,234 @@
+"""What a comparison's own run shows: the answer first, tables, pictures, every figure as JSON, and one HTML file to send to a colleague."""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from stn_pipeline import figures
+from stn_pipeline.comparing import pictures
+from stn_pipeline.comparing.answer import Answer, SinglePair
+from stn_pipeline.comparing.arms import MEASURES, Table, mcnemar
+from stn_pipeline.data import Splits
+from stn_pipeline.errors import StnError
+from stn_pipeline.tracking import Run, find_run, load_checkpoint, metric_by_epoch, read_file
+
+SHOWN_IMAGES = 8
+PROVENANCE = {"device": "device", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"}
+CAPTIONS = {
+    "forest": "Each arm against the baseline. The thick line is the 95 % interval by t, the thin one by bootstrap; an interval that "
+    "holds 0 is no evidence of a difference. A cross is a difference that was claimed.",
+    "losses": "Loss per epoch, mean ± sd over the seeds. The test split is read once, at the end, so it has no curve.",
+    "seeds": "One line a seed, from the baseline to the arm, both trained with that seed; blue where the arm is better. "
+    "A single run shows one of these lines.",
+    "diagnostics": "What the localiser does on 256 validation images, a thin line a seed: dotted ones collapsed.",
+    "confusions": "Errors by class, summed over the seeds.",
+    "warps": "The same test images under one trained network of each arm (one seed).",
+}
+
+
+def single_pairs(table: Table, baseline: str) -> tuple[SinglePair, ...]:
+    """Return McNemar's test of each seed by itself, where both networks' predictions are kept and are of the same images."""
+    found = []
+    kept: dict[str, tuple[Any, Any] | None] = {}
+
+    def predictions(run_id: str) -> tuple[Any, Any] | None:
+        if run_id not in kept:
+            content = read_file(run_id, "predictions.npz")
+            kept[run_id] = None
+            if content is not None:
+                with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                    kept[run_id] = arrays["label"], arrays["predicted"]
+        return kept[run_id]
+
+    for arm in table:
+        for seed in sorted(table[arm].keys() & table[baseline].keys() if arm != baseline else ()):
+            pair = [table[name][seed] for name in (arm, baseline)]
+            if any(one.state != "done" for one in pair):
+                continue
+            one, other = (predictions(trained.run_id) for trained in pair)
+            if one is not None and other is not None and np.array_equal(one[0], other[0]):
+                found.append(SinglePair(arm, seed, *mcnemar(one[1] == one[0], other[1] == other[0])))
+    return tuple(found)
+
+
+def publish(
+    run: Run,
+    answers: Sequence[Answer],
+    title: str,
+    question: str = "",
+    command: str = "",
+    splits: Callable[[Answer], Splits | None] | None = None,
+) -> None:
+    """Put the answers of all blocks on a comparison's run.
+
+    splits: returns the data of a block, whose test images are shown under each arm; None where they are not to be had.
+    """
+    drawn: dict[str, bytes] = {}
+    parts: list[dict[str, Any]] = []
+    overview = pictures.forest(answers, title)
+    if overview is not None:
+        drawn["forest.png"] = overview
+    for answer in answers:
+        own = {name: content for name, content in _pictures(answer, splits).items() if content is not None}
+        folder = f"{_file_name(answer.title)}/" if len(answers) > 1 else ""
+        drawn |= {f"{folder}{name}.png": content for name, content in own.items()}
+        parts.append({"answer": answer, "pictures": {name: _embedded(content) for name, content in own.items()}, "seeds": _by_seed(answer)})
+    lines = [line for answer in answers for line in _told(answer, len(answers) > 1)]
+    report = _template().render(
+        title=title,
+        question=question,
+        command=command,
+        parts=parts,
+        captions=CAPTIONS,
+        forest=_embedded(overview) if overview else None,
+        provenance=_provenance(answers),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        run_id=run.id,
+        several=len(answers) > 1,
+    )
+    run.log_files({"report.html": report.encode(), "runs.csv": _csv(answers).encode()} | drawn)
+    run.log_json("answer.json", {"question": question, "blocks": [answer.plain() for answer in answers]})
+    for number, answer in enumerate(answers):
+        prefix = f"{number}/" if len(answers) > 1 else ""
+        run.log_metrics(
+            {
+                f"{prefix}{contrast.arm}/{measure.name.split('/')[1]}_difference": contrast.t.difference
+                for measure in MEASURES
+                for contrast in answer.contrasts[measure]
+            }
+        )
+    run.tag({"answer": " ".join(lines)})
+    run.describe(_description(answers, question, lines))
+
+
+def told(answers: Sequence[Answer]) -> list[str]:
+    """Return the answers as the console shows them."""
+    return [line for answer in answers for line in _told(answer, len(answers) > 1)]
+
+
+def _told(answer: Answer, named: bool) -> list[str]:
+    prefix = f"{answer.title}: " if named else ""
+    return [prefix + line for line in [*answer.sentences(), *answer.single_pairs_in_words()]]
+
+
+def _pictures(answer: Answer, splits: Callable[[Answer], Splits | None] | None) -> dict[str, bytes | None]:
+    histories = {
+        arm: {seed: {name: metric_by_epoch(one.run_id, name) for name in pictures.HISTORIES} for seed, one in by_seed.items() if one.run_id}
+        for arm, by_seed in answer.table.items()
+    }
+    return {
+        "losses": pictures.losses(answer, histories, f"{answer.title}: loss per epoch".lstrip(": ")),
+        "seeds": pictures.seeds(answer, f"{answer.title}: seed by seed".lstrip(": ")),
+        "confusions": pictures.confusions(_confusions(answer), f"{answer.title}: errors".lstrip(": ")),
+        "diagnostics": pictures.diagnostics(answer, histories, f"{answer.title}: the localiser".lstrip(": ")),
+        "warps": _warps(answer, splits(answer) if splits else None),
+    }
+
+
+def _confusions(answer: Answer) -> dict[str, tuple[Any, list[str], int]]:
+    found: dict[str, tuple[Any, list[str], int]] = {}
+    for arm in answer.arms:
+        for one in answer.table[arm].values():
+            content = read_file(one.run_id, "confusion_matrix.json") if one.state == "done" else None
+            if content is not None:
+                matrix = json.loads(content)
+                counts, classes, n = found.get(arm, (0, matrix["classes"], 0))
+                if classes == matrix["classes"]:
+                    found[arm] = (counts + np.array(matrix["counts"]), classes, n + 1)
+    return found
+
+
+def _warps(answer: Answer, splits: Splits | None) -> bytes | None:
+    """Return the same test images under each arm's network, of the first seed that all arms have done."""
+    done = [{seed for seed, one in by_seed.items() if one.state == "done"} for by_seed in answer.table.values()]
+    shared = sorted(set.intersection(*done)) if done else []
+    if splits is None or not shared:
+        return None
+    seed, arms = shared[0], {}
+    images = splits.test.images[splits.test.spread(SHOWN_IMAGES)].cpu().float() / 255
+    for arm in answer.arms:
+        try:
+            with torch.inference_mode():
+                warped, points = load_checkpoint(answer.table[arm][seed].run_id).build_best().warp(images)
+        except StnError:
+            continue  # its checkpoint is gone, or is of other images
+        arms[arm] = warped.numpy(), None if points is None else points.numpy()
+    if not arms:
+        return None
+    title = f"{answer.title}: the same test images under each arm, seed {seed}".lstrip(": ")
+    return figures.to_png(figures.warps_by_arm(images.numpy(), arms, title))
+
+
+def _by_seed(answer: Answer) -> list[list[str]]:
+    """Return a table: a heading, then a seed a row with each arm's figures."""
+    rows = [["seed", *(f"{arm}: loss, accuracy" for arm in answer.arms)]]
+    pairs = {(pair.arm, pair.seed): pair for pair in answer.single_pairs}
+    for seed in sorted({seed for by_seed in answer.table.values() for seed in by_seed}):
+        row = [str(seed)]
+        for arm in answer.arms:
+            one, pair = answer.table[arm].get(seed), pairs.get((arm, seed))
+            text: str = "–" if one is None else one.state
+            if one is not None and one.state == "done":
+                text = ", ".join(f"{one.figures[measure.name]:.4f}" for measure in MEASURES) + (" (collapsed)" if one.collapsed else "")
+            row.append(text + (f"; McNemar p {pair.p:.2g}" if pair else ""))
+        rows.append(row)
+    return rows
+
+
+def _provenance(answers: Sequence[Answer]) -> dict[str, list[str]]:
+    """Return on what, and from which code, the runs were trained: each value once."""
+    found: dict[str, dict[str, None]] = {name: {} for name in PROVENANCE.values()}
+    run_ids = {one.run_id for answer in answers for by_seed in answer.table.values() for one in by_seed.values() if one.run_id}
+    for run_id in sorted(run_ids):
+        tags = find_run(run_id).data.tags
+        for tag, name in PROVENANCE.items():
+            if tag in tags:
+                found[name][tags[tag][:12] if name == "commit" else tags[tag]] = None
+    return {name: list(values) for name, values in found.items() if values}
+
+
+def _csv(answers: Sequence[Answer]) -> str:
+    text = io.StringIO()
+    out = csv.writer(text)
+    out.writerow(["block", "arm", "seed", "state", "collapsed", *(measure.name for measure in MEASURES), "run_id", "why"])
+    for answer in answers:
+        for arm in answer.arms:
+            for seed, one in sorted(answer.table[arm].items()):
+                figures = [one.figures.get(measure.name) for measure in MEASURES]
+                out.writerow([answer.title, arm, seed, one.state, one.collapsed, *figures, one.run_id, one.why])
+    return text.getvalue()
+
+
+def _description(answers: Sequence[Answer], question: str, lines: list[str]) -> str:
+    parts = ["\n".join(f"* **{line}**" if number == 0 else f"* {line}" for number, line in enumerate(lines))]
+    parts += [f"*{question}*"] if question else []
+    for answer in answers:
+        parts += [f"**{answer.title}**"] if answer.title else []
+        parts.append(answer.markdown())
+    parts.append(
+        "Under Artifacts: `report.html` (everything in one file, to download and to send on), `forest.png`, the loss curves, seeds, "
+        "confusion matrices and warps of each block; every figure in `answer.json`, every run in `runs.csv`."
+    )
+    return "\n\n".join(parts)
+
+
+def _file_name(title: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in title) or "all"
+
+
+def _embedded(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string((files("stn_pipeline.comparing") / "report.html").read_text())

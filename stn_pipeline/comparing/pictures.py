@@ -1,0 +1,241 @@
+"""The pictures of a comparison, drawn from plain numbers; an arm has one colour in all of them, the baseline is grey."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stn_pipeline.comparing.answer import LOSS, Answer
+from stn_pipeline.comparing.arms import MEASURES, Contrast, Measure
+from stn_pipeline.figures import BLUE, GREY, INK, ORANGE, PALE, VERMILION, sheet, to_png
+
+COLOURS = (BLUE, VERMILION, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
+BASELINE = "#555555"
+DIAGNOSTICS = {
+    "warp/shift": "mean |theta − identity|",
+    "warp/outside": "share of points outside the image",
+    "warp/log_det": "mean log change of area",
+}
+HISTORIES = ("train/loss", "val/loss", *DIAGNOSTICS)
+MAX_CLASSES = 30  # of which confusion matrices are drawn side by side
+
+Histories = Mapping[str, Mapping[int, Mapping[str, Mapping[int, float]]]]  # by arm, seed and metric: value by epoch
+
+
+def colours(answer: Answer) -> dict[str, str]:
+    """Return a colour an arm."""
+    return {answer.baseline: BASELINE} | {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(answer.arms[1:])}
+
+
+def forest(answers: Sequence[Answer], title: str) -> bytes | None:
+    """Return every difference with its interval: thick by t (Fieller's for shares), thin by bootstrap, a cross what is claimed."""
+    rows = [(answer, one.arm) for answer in answers for one in answer.contrasts[LOSS] if one.t.n > 1]
+    if not rows:
+        return None
+    with sheet(9.2, 1.5 + 0.38 * len(rows) + 0.3 * len(answers), title) as figure:
+        panels = figure.subplots(1, len(MEASURES), sharey=True)
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            y, marks, ends = 0.0, [], []
+            for answer in answers:
+                own = [arm for owner, arm in rows if owner is answer]
+                if not own:
+                    continue
+                if answer.title and axes is panels[0]:
+                    axes.annotate(answer.title, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
+                                  ha="right", va="center", color=GREY, weight="bold")  # fmt: skip
+                y += 1 if answer.title else 0
+                for arm in own:
+                    contrast = answer.of(arm, measure)
+                    if contrast is not None:
+                        ends += _interval(axes, contrast, y, colours(answer)[arm], answer.claims.get(arm) if measure is LOSS else None)
+                    marks.append((y, f"{arm} v {answer.baseline} (n={contrast.t.n})" if contrast else arm))
+                    y += 1
+            axes.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            axes.set_yticks([at for at, _ in marks], [text for _, text in marks])
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+            axes.set_ylim(y - 0.3, -0.7)
+            far = max(map(abs, ends), default=1.0)
+            near = float(np.median(np.abs(ends))) if ends else 1.0
+            edge = 1.08 * (far if far < 12 * near else 6 * near)  # one collapsed arm does not flatten all others
+            low, high = min(ends + [0]), max(ends + [0])
+            axes.set_xlim(max(1.08 * low, -edge) - 0.04 * edge, min(1.08 * high, edge) + 0.04 * edge)
+            axes.grid(axis="x")
+            better = "left is better" if measure.smaller_is_better else "right is better"
+            axes.set_xlabel(f"{measure.name.replace('/', ' ')}: {_difference_unit(measure)} ({better})")
+        named: dict[str, dict[str, Any]] = {
+            "95 % interval by t": {"linewidth": 3},
+            "by bootstrap": {"linewidth": 1},
+            "claimed": {"marker": "x", "linestyle": "none"},
+        }
+        for name, style in named.items():
+            if name != "claimed" or any(answer.claims for answer in answers):
+                panels[0].plot([], [], color=GREY, label=name, **style)
+        figure.legend(loc="outside lower center", ncols=3)
+        return to_png(figure)
+
+
+def _difference_unit(measure: Measure) -> str:
+    return "difference in % of the baseline" if measure.unit.relative else f"difference in {measure.unit.name}"
+
+
+def _interval(axes: Any, contrast: Contrast, y: float, colour: str, claim: float | None) -> list[float]:
+    """Draw a difference; return what must be in sight."""
+    result, relative = contrast.t, contrast.measure.unit.relative
+    scale = 100 if relative else contrast.measure.unit.scale
+    middle, low, high = (
+        (result.relative, result.relative_low, result.relative_high) if relative else (result.difference, result.low, result.high)
+    )
+    thin = contrast.bootstrap_relative if relative else contrast.bootstrap
+    axes.plot([scale * low, scale * high], [y, y], color=colour, linewidth=3, alpha=0.85, solid_capstyle="butt")
+    axes.plot([scale * thin.low, scale * thin.high], [y + 0.22, y + 0.22], color=colour, linewidth=1)
+    axes.plot([scale * middle], [y], "o", color=colour, mec="white", markersize=7)
+    ends = [scale * end for end in (middle, low, high) if math.isfinite(end)]
+    if claim is not None:
+        axes.plot([scale * claim], [y], "x", color=INK, markersize=7, mew=1.6)
+        ends.append(scale * claim)
+    return ends
+
+
+def losses(answer: Answer, histories: Histories, title: str) -> bytes | None:
+    """Return the loss per epoch of each arm, mean ± sd over the seeds, linear and log; collapsed seeds as thin lines of their own."""
+    if not any(seed.get("train/loss") for arm in histories.values() for seed in arm.values()):
+        return None
+    with sheet(9.2, 6.4, title) as figure:
+        grid = figure.subplots(2, 2, sharex=True)
+        n_collapsed = 0
+        for row, metric in zip(grid, ("train/loss", "val/loss"), strict=True):
+            seen: list[float] = []
+            for arm, colour in colours(answer).items():
+                sound, collapsed = _lines(answer, histories, arm, metric)
+                n_collapsed += len(collapsed)
+                for axes in row:
+                    for line in collapsed:
+                        axes.plot(*_xy(line), color=colour, linewidth=0.8, linestyle=(0, (1, 1)), alpha=0.8)
+                    if sound:
+                        epochs, mean, sd = _mean(sound)
+                        axes.plot(
+                            epochs, mean, color=colour, label=f"{arm} (n={len(sound)})", marker="o", markersize=3 if len(epochs) < 30 else 0
+                        )
+                        axes.fill_between(epochs, np.maximum(mean - sd, 0.02 * mean), mean + sd, color=colour, alpha=0.15, linewidth=0)
+                        seen += [*(mean + sd), *np.maximum(mean - sd, 0.3 * mean)]
+            for axes in row:
+                axes.grid(axis="y")
+                axes.set_ylabel(f"{'training' if metric == 'train/loss' else 'validation'} loss (nats per image)")
+            if seen:
+                row[0].set_ylim(0, 1.05 * max(seen))
+                row[1].set_yscale("log")
+                row[1].set_ylim(0.9 * min(seen), 1.1 * max(seen))
+        for axes in grid[1]:
+            axes.set_xlabel("epoch")
+        grid[0][0].set_title("linear")
+        grid[0][1].set_title("log" + (f"; dotted: {n_collapsed // 2} collapsed trainings, not in the means" if n_collapsed else ""))
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        return to_png(figure)
+
+
+def _lines(answer: Answer, histories: Histories, arm: str, metric: str) -> tuple[list[Mapping[int, float]], list[Mapping[int, float]]]:
+    """Return the histories of an arm's sound trainings and of its collapsed ones."""
+    found: tuple[list[Mapping[int, float]], list[Mapping[int, float]]] = ([], [])
+    for seed, metrics in histories.get(arm, {}).items():
+        if metrics.get(metric):
+            found[answer.table[arm][seed].collapsed].append(metrics[metric])
+    return found
+
+
+def _xy(line: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    return sorted(line), [line[epoch] for epoch in sorted(line)]
+
+
+def _mean(lines: Sequence[Mapping[int, float]]) -> tuple[list[int], Any, Any]:
+    """Return the epochs that all lines have, their mean and their sd there."""
+    epochs = sorted(set.intersection(*(set(line) for line in lines)))
+    values = np.array([[line[epoch] for epoch in epochs] for line in lines])
+    return epochs, values.mean(axis=0), values.std(axis=0, ddof=1) if len(lines) > 1 else np.zeros(len(epochs))
+
+
+def diagnostics(answer: Answer, histories: Histories, title: str) -> bytes | None:
+    """Return what the localisers do, epoch by epoch: a thin line a seed, the mean of the sound ones over it."""
+    arms = [arm for arm in answer.arms if any(seed.get("warp/shift") for seed in histories.get(arm, {}).values())]
+    if not arms:
+        return None
+    with sheet(9.2, 3.4, title) as figure:
+        for axes, (metric, words) in zip(figure.subplots(1, 3), DIAGNOSTICS.items(), strict=True):
+            for arm in arms:
+                colour = colours(answer)[arm]
+                sound, collapsed = _lines(answer, histories, arm, metric)
+                for line in sound:
+                    axes.plot(*_xy(line), color=colour, linewidth=0.6, alpha=0.35)
+                for line in collapsed:
+                    axes.plot(*_xy(line), color=colour, linewidth=0.9, linestyle=(0, (1, 1)))
+                if sound:
+                    epochs, mean, _ = _mean(sound)
+                    axes.plot(epochs, mean, color=colour, linewidth=2.2, label=arm)
+            axes.set(title=words, xlabel="epoch")
+            axes.grid(axis="y")
+            if metric == "warp/outside":
+                axes.set_ylim(-0.02, None)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        return to_png(figure)
+
+
+def seeds(answer: Answer, title: str) -> bytes | None:
+    """Return a line a seed from the baseline to each arm, blue where the arm is better: how often a single pair would have misled."""
+    arms = [arm for arm in answer.arms[1:] if answer.of(arm)]
+    if not arms:
+        return None
+    with sheet(max(4.5, 1.2 + 2.0 * len(arms)), 6.0, title) as figure:
+        grid = figure.subplots(2, len(arms), sharey="row", squeeze=False)
+        for row, measure in zip(grid, MEASURES, strict=True):
+            base = answer.values(answer.baseline, measure)
+            for axes, arm in zip(row, arms, strict=True):
+                own = answer.values(arm, measure)
+                shared = sorted(base.keys() & own.keys())
+                n_better = sum((own[seed] < base[seed]) == measure.smaller_is_better and own[seed] != base[seed] for seed in shared)
+                for seed in shared:
+                    better = (own[seed] < base[seed]) == measure.smaller_is_better
+                    axes.plot([0, 1], [base[seed], own[seed]], color=BLUE if better else VERMILION, marker="o", markersize=3.5, linewidth=1)
+                axes.set_xticks([0, 1], [answer.baseline, arm])
+                axes.set_xlim(-0.25, 1.25)
+                axes.set_title(f"better in {n_better} of {len(shared)}")
+                axes.grid(axis="y")
+                if measure is LOSS:
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.2g}")
+            row[0].set_ylabel(measure.name.replace("/", " ") + (f" ({measure.unit.name})" if measure is LOSS else ""))
+        return to_png(figure)
+
+
+def confusions(matrices: Mapping[str, tuple[Any, Sequence[str], int]], title: str) -> bytes | None:
+    """Return the confusion matrices of the arms side by side, each summed over its seeds; colour is the share of the true class.
+
+    matrices: by arm, counts (K, K) with rows true, class names, and how many seeds are in them.
+    """
+    shown = {arm: found for arm, found in matrices.items() if len(found[1]) <= MAX_CLASSES}
+    if not shown:
+        return None
+    with sheet(0.6 + 2.9 * len(shown), 3.7, title) as figure:
+        for axes, (arm, (counts, classes, n)) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+            share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            errors = np.where(np.eye(len(share), dtype=bool), np.nan, 100 * share)
+            picture = axes.imshow(errors, cmap="OrRd", vmin=0, vmax=max(1.0, _worst(shown)))
+            axes.set_facecolor(PALE)
+            ticks = range(len(classes)) if len(classes) <= 12 else range(0, len(classes), 5)
+            axes.set_xticks(ticks, [str(classes[i])[:10] for i in ticks], rotation=90 if max(map(len, classes)) > 2 else 0)
+            axes.set_yticks(ticks, [str(classes[i])[:10] for i in ticks])
+            axes.set_title(f"{arm}: {100 * (1 - np.trace(counts) / counts.sum()):.2f} % wrong, {n} seeds")
+            axes.set_xlabel("predicted")
+        figure.axes[0].set_ylabel("true")
+        figure.colorbar(picture, ax=figure.axes, shrink=0.75, label="% of the true class")
+        return to_png(figure)
+
+
+def _worst(matrices: Mapping[str, tuple[Any, Sequence[str], int]]) -> float:
+    """Return the largest share of errors in a cell, in %, collapsed arms apart."""
+    worst = []
+    for counts, _, _ in matrices.values():
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        worst.append(float((100 * (share - np.diag(np.diag(share)))).max()))
+    return float(np.median(worst)) * 1.5
