@@ -193,10 +193,10 @@ def curves(
             axes.plot([best_epoch], [best], "o", mfc="none", mec=VAL, mew=1.4, markersize=9, label="_best", clip_on=False)
             axes.set_title(f"best epoch {best_epoch}: validation {'loss' if axes is left else 'accuracy'} {best:.4f}")
         axes.set(xlabel="epoch", xlim=(x.min() - 0.5, x.max() + 0.5) if len(x) < 3 else (min(x.min(), 1) - 0.02 * len(x), x.max()))
-        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+        epoch_axis(axes)
         axes.grid(axis="y")
     left.set_ylabel("loss (nats per image)")
-    _log_axis(left, np.concatenate(series[1:3]))
+    log_axis(left, np.concatenate(series[1:3]))
     right.set_ylabel("accuracy")
     right.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     seen = np.concatenate(series[3:5])
@@ -369,7 +369,12 @@ def _place(figure: Figure, left: float, top: float, width: float, height: float)
     return figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
 
 
-def _log_axis(axes: Axes, values: Array) -> None:
+def epoch_axis(axes: Axes) -> None:
+    """Make the x axis one of whole epochs."""
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
+def log_axis(axes: Axes, values: Array) -> None:
     """Make the y axis logarithmic around the positive finite values, with ticks that read as plain numbers."""
     values = values[np.isfinite(values) & (values > 0)]
     low, high = (values.min(), values.max()) if len(values) else (0.1, 1.0)

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +46,41 @@ class Workplace:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Work in an empty folder with a store of its own, and let SQLite not wait for the disk."""
+    import mlflow
+    import optuna
+    import sqlalchemy
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    from stn_pipeline import tracking
+
+    def hurry(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    folder = tmp_path_factory.mktemp("store")
+    event.listen(Engine, "connect", hurry)
+    head = optuna.storages.RDBStorage("sqlite://").get_head_version()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+            patch.delenv(name, raising=False)
+        patch.chdir(folder)
+        patch.setattr("optuna.storages._rdb.storage._VersionManager.get_head_version", lambda self: head)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        tracking.experiment_id()
+        patch.setattr("sqlalchemy.engine.create_engine", cache(sqlalchemy.engine.create_engine))
+        yield folder
+        mlflow.set_tracking_uri(None)
+    event.remove(Engine, "connect", hurry)
+
+
+@pytest.fixture(scope="module")
+def signals_restored():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield  # a drive that is stopped ends deaf to both
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -4,20 +4,13 @@ import csv
 import io
 import itertools
 import json
-import math
 import shlex
-import signal
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import mlflow
-import optuna
 import pytest
-import sqlalchemy
 import yaml
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from stn_pipeline import cli, tracking
 from stn_pipeline.comparing import NATS, POINTS, in_words, paired
@@ -31,145 +24,18 @@ from stn_pipeline.search.sweep import SideBySide, _register
 from stn_pipeline.search.sweepfile import SweepConfig
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
+from tests.fakes import BUG, DONE, FAILED, LOST, FakePool, Killed, News, ends, loss_of, record, test_figures
 
 BASE = {"name": "x", "search": ["lr"], "train": {"epochs": 3}, "trials": 2, "sampler": "random", "pruner": "none", "final": 1}
 NOTE = "mlflow.note.content"
-News = Iterator[Record | Outcome]
-
-
-# A pool that trains at once
-
-
-class Killed(BaseException):
-    """The driver's process is gone: nothing that it would have done at the end is done."""
-
-
-def loss_of(config: TrainConfig) -> float:
-    return abs(math.log10(config.lr) + 2.5) + 0.1
-
-
-def record(number: int, val_loss: float, val_accuracy: float = 0.5) -> Record:
-    nothing = dict.fromkeys(("shift", "outside", "log_det", "folded"), math.nan)
-    return Record(number, val_loss, val_accuracy, val_loss, val_accuracy, seconds=0.1, images_per_s=1.0, trouble="", **nothing)
-
-
-def test_figures(config: TrainConfig) -> dict[str, float]:
-    loss = loss_of(config) + 0.01 * config.seed * config.lr
-    return {"test/loss": loss, "test/accuracy": 0.9 - 0.1 * loss}
-
-
-test_figures.__test__ = False  # type: ignore[attr-defined]
-
-
-def trained(job: Job) -> News:
-    """Do what a worker does: best in the epoch before the last; of a final training, the test split too."""
-    loss = loss_of(job.config)
-    for number, more in enumerate((0.2, 0.0, 0.1), 1):
-        if job.whole:
-            Run(job.run_id).log_metrics({"val/loss": loss + more}, number)
-        yield record(number, loss + more)
-    figures = {"val/loss": loss, "best_epoch": 2, "time/overhead_s": 0.5}
-    if job.whole:
-        figures |= test_figures(job.config)
-        Run(job.run_id).log_metrics(test_figures(job.config))
-    yield Outcome("done", figures=figures)
-
-
-def ends(*news: Record | Outcome | BaseException) -> Callable[[Job], News]:
-    """Return a training that tells just this, and raises what is to be raised where the driver waits for it."""
-
-    def train(job: Job) -> News:
-        for each in news:
-            if isinstance(each, BaseException):
-                raise each
-            yield each
-
-    return train
-
-
-DONE = Outcome("done", figures={"val/loss": 0.5, "best_epoch": 1, "time/overhead_s": 0.5})
-LOST = ends(record(1, 0.5), Outcome("lost", "worker 7 ended with exit code -9"))
-FAILED = ends(Outcome("failed", "training loss is nan at epoch 1, step 3 of 21, lr=0.1"))
-BUG = ends(record(1, 0.5), Outcome("bug", "ZeroDivisionError: division by zero\nTraceback:\n  File x\n"))
-
-
-class FakePool:
-    """Runs each job by what stands in `plays` under a part of its key, otherwise as `trained`; the jobs take turns."""
-
-    def __init__(self, plays: dict[str, Callable[[Job], News]] | None = None, n_workers: int = 1):
-        self.plays, self.n_workers = plays or {}, n_workers
-        self.running: dict[str, tuple[Job, News]] = {}
-        self.jobs: list[Job] = []
-        self.told: list[str] = []
-        self.killed = self.closed = False
-
-    @property
-    def n_free(self) -> int:
-        return self.n_workers - len(self.running)
-
-    def submit(self, job: Job) -> None:
-        play = next((play for part, play in self.plays.items() if part in job.key), trained)
-        self.running[job.key] = job, play(job)
-        self.jobs.append(job)
-        self.told.append(f"start {job.key}")
-
-    def wait(self, timeout_s: float) -> list[tuple[Job, Record | Outcome]]:
-        for key in list(self.running)[:1]:
-            job, news = self.running.pop(key)
-            try:
-                what = next(news)
-            except Killed:
-                self.killed = True
-                raise
-            if isinstance(what, Record):
-                self.running[key] = job, news
-            else:
-                self.told.append(f"end {key}")
-            return [(job, what)]
-        return []
-
-    def answer(self, job: Job, go_on: bool) -> None:
-        if not go_on:
-            self.running[job.key] = job, iter([Outcome("stopped")])
-
-    def close(self) -> None:
-        self.closed = True
-        if self.killed:
-            raise Killed
 
 
 # A store and a study
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """Work in an empty folder with a store of its own, and let SQLite not wait for the disk."""
-
-    def hurry(connection: Any, _: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-
-    folder = tmp_path_factory.mktemp("store")
-    event.listen(Engine, "connect", hurry)
-    head = optuna.storages.RDBStorage("sqlite://").get_head_version()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-            patch.delenv(name, raising=False)
-        patch.chdir(folder)
-        patch.setattr("optuna.storages._rdb.storage._VersionManager.get_head_version", lambda self: head)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        tracking.experiment_id()
-        patch.setattr("sqlalchemy.engine.create_engine", cache(sqlalchemy.engine.create_engine))
-        yield folder
-        mlflow.set_tracking_uri(None)
-    event.remove(Engine, "connect", hurry)
-
-
 @pytest.fixture(autouse=True, scope="module")
-def signals_restored():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield  # a drive that is stopped ends deaf to both
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def deaf_no_more(signals_restored):
+    """A drive that is stopped ends deaf to Ctrl-C."""
 
 
 class Sweep:
@@ -328,7 +194,7 @@ def test_an_accuracy_is_maximised(store):
     accuracies = ends(*(record(i, 9.0, value) for i, value in enumerate((0.5, 0.7, 0.6), 1)), DONE)
     search, _ = Sweep(objective="val/accuracy", trials=1, final=0).go({"t000": accuracies})
     assert search.study.trials[0].intermediate_values == {1: 0.5, 2: 0.7, 3: 0.7}
-    assert (search.study.best.value, search.best) == (0.7, "digits: best 0.7000 (t000)")
+    assert (search.study.best.value, search.state) == (0.7, "digits: best 0.7000 (t000), 1 done")
 
 
 def test_the_default_is_never_pruned_not_even_tried_again(store, monkeypatch):
@@ -431,7 +297,7 @@ def test_without_final_trainings_the_answer_says_that_it_is_none(store, no_pictu
 def test_where_no_trial_was_done_nothing_is_claimed(store, no_pictures):
     sweep = Sweep()
     search, pool = sweep.go({"t00": FAILED})
-    assert (keys_of(pool), publish(search), search.best) == (["t000", "t001"], "No trial has finished yet.", "digits: no trial done")
+    assert (keys_of(pool), publish(search), search.state) == (["t000", "t001"], "No trial has finished yet.", "digits: no trial done, 2 failed")
     assert "best.yaml" not in [file.path for file in mlflow.MlflowClient().list_artifacts(sweep.parent.id)]
 
 

@@ -117,6 +117,7 @@ def _arm(by: tuple[str, ...], record: RunRecord, config: TrainConfig) -> str:
     for name in by:
         if name in TrainConfig.model_fields:
             value = str(getattr(config, name))
+            value = value.lower() if value in ("True", "False") else value
         elif name in record.data.tags:
             value = record.data.tags[name]
         else:
@@ -138,7 +139,7 @@ def _baseline(asked: ExistingConfig, arms: list[str]) -> str:
     if asked.baseline:
         raise ConfigError(f"baseline={asked.baseline}: is no arm here: choose {', '.join(names)}{did_you_mean(asked.baseline, names)}")
     fields = TrainConfig.model_fields
-    defaults = [default_of(fields[name]).replace("true", "True").replace("false", "False") for name in asked.by if name in fields]
+    defaults = [default_of(fields[name]) for name in asked.by if name in fields]
     usual = defaults[0] if len(asked.by) == 1 and defaults else " ".join(f"{n}={d}" for n, d in zip(asked.by, defaults, strict=False))
     if usual in names:
         return usual

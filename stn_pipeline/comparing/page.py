@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -79,7 +80,7 @@ def publish(
         drawn["forest.png"] = overview
     for answer in answers:
         own = {name: content for name, content in _pictures(answer, splits).items() if content is not None}
-        folder = f"{_file_name(answer.title)}/" if len(answers) > 1 else ""
+        folder = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
         drawn |= {f"{folder}{name}.png": content for name, content in own.items()}
         parts.append({"answer": answer, "pictures": {name: _embedded(content) for name, content in own.items()}, "seeds": _by_seed(answer)})
     lines = [line for answer in answers for line in _told(answer, len(answers) > 1)]
@@ -101,7 +102,7 @@ def publish(
         prefix = f"{number}/" if len(answers) > 1 else ""
         run.log_metrics(
             {
-                f"{prefix}{contrast.arm}/{measure.name.split('/')[1]}_difference": contrast.t.difference
+                f"{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
                 for measure in MEASURES
                 for contrast in answer.contrasts[measure]
             }
@@ -221,12 +222,15 @@ def _description(answers: Sequence[Answer], question: str, lines: list[str]) -> 
     return "\n\n".join(parts)
 
 
-def _file_name(title: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in title) or "all"
+def _safe(name: str) -> str:
+    """Return a name that a file and a metric may have."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or "all"
 
 
-def _embedded(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+def _embedded(content: bytes) -> dict[str, Any]:
+    """Return a picture for an <img>: its content, and a width at which the letters of all pictures are of one size."""
+    pixels = int.from_bytes(content[16:20], "big")  # of the PNG's header
+    return {"src": "data:image/png;base64," + base64.b64encode(content).decode(), "width": round(0.76 * pixels)}
 
 
 def _template() -> jinja2.Template:

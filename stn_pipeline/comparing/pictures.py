@@ -8,7 +8,7 @@ import numpy as np
 
 from stn_pipeline.comparing.answer import LOSS, Answer
 from stn_pipeline.comparing.arms import MEASURES, Contrast, Measure
-from stn_pipeline.figures import BLUE, GREY, INK, ORANGE, PALE, VERMILION, sheet, to_png
+from stn_pipeline.figures import BLUE, GREY, INK, ORANGE, PALE, VERMILION, epoch_axis, log_axis, sheet, to_png
 
 COLOURS = (BLUE, VERMILION, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
 BASELINE = "#555555"
@@ -125,10 +125,10 @@ def losses(answer: Answer, histories: Histories, title: str) -> bytes | None:
                 axes.set_ylabel(f"{'training' if metric == 'train/loss' else 'validation'} loss (nats per image)")
             if seen:
                 row[0].set_ylim(0, 1.05 * max(seen))
-                row[1].set_yscale("log")
-                row[1].set_ylim(0.9 * min(seen), 1.1 * max(seen))
+                log_axis(row[1], np.array(seen))
         for axes in grid[1]:
             axes.set_xlabel("epoch")
+            epoch_axis(axes)
         grid[0][0].set_title("linear")
         grid[0][1].set_title("log" + (f"; dotted: {n_collapsed // 2} collapsed trainings, not in the means" if n_collapsed else ""))
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -174,8 +174,9 @@ def diagnostics(answer: Answer, histories: Histories, title: str) -> bytes | Non
                     axes.plot(epochs, mean, color=colour, linewidth=2.2, label=arm)
             axes.set(title=words, xlabel="epoch")
             axes.grid(axis="y")
+            epoch_axis(axes)
             if metric == "warp/outside":
-                axes.set_ylim(-0.02, None)
+                axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return to_png(figure)
 
@@ -200,10 +201,8 @@ def seeds(answer: Answer, title: str) -> bytes | None:
                 axes.set_xlim(-0.25, 1.25)
                 axes.set_title(f"better in {n_better} of {len(shared)}")
                 axes.grid(axis="y")
-                if measure is LOSS:
-                    axes.set_yscale("log")
-                    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.2g}")
+            if measure is LOSS:
+                log_axis(row[0], np.array([value for arm in (answer.baseline, *arms) for value in answer.values(arm, measure).values()]))
             row[0].set_ylabel(measure.name.replace("/", " ") + (f" ({measure.unit.name})" if measure is LOSS else ""))
         return to_png(figure)
 
