@@ -170,6 +170,10 @@ values = st.integers(-10_000, 10_000).map(lambda i: i / 1000)
 positive = st.integers(1, 10_000).map(lambda i: i / 1000)
 studies = st.lists(st.tuples(values, values), min_size=2, max_size=8).map(lambda pairs: tuple(map(list, zip(*pairs, strict=True))))
 losses = st.lists(st.tuples(positive, positive), min_size=2, max_size=8).map(lambda pairs: tuple(map(list, zip(*pairs, strict=True))))
+noise, high = st.integers(-3000, 3000).map(lambda i: i / 1000), st.integers(15_000, 25_000).map(lambda i: i / 1000)
+far_from_0 = st.tuples(st.lists(st.tuples(high, noise), min_size=3, max_size=8), values).map(  # at any n, the share's interval is bounded
+    lambda drawn: ([b + drawn[1] + e for b, e in drawn[0]], [b for b, _ in drawn[0]])
+)
 laws = settings(max_examples=100, deadline=None)
 
 
@@ -225,69 +229,134 @@ def test_the_interval_and_the_test_agree(study):
     assert close(result.arm_mean, result.baseline_mean * (1 + result.relative))
 
 
+@laws
+@given(far_from_0, st.sampled_from([1, -1]))
+def test_the_share_holds_no_effect_where_the_difference_does(study, sign):
+    result = paired(*(np.multiply(sign, values).tolist() for values in study))
+    assert math.isfinite(result.relative_low) and math.isfinite(result.relative_high)
+    assert (result.relative_low <= 0 <= result.relative_high) == (result.low <= 0 <= result.high)
+    assert result.relative_low <= result.relative + 1e-12 and result.relative <= result.relative_high + 1e-12
+
+
+@laws
+@given(far_from_0)
+def test_swapping_the_arms_inverts_the_ratio(study):
+    there, back = paired(*study), paired(*study[::-1])
+    assume(there.low != there.high and math.isfinite(there.relative_low) and math.isfinite(back.relative_low))
+    ratios, inverse = (1 + there.relative_low, 1 + there.relative_high), (1 / (1 + back.relative_high), 1 / (1 + back.relative_low))
+    assert ratios == pytest.approx(inverse, rel=1e-6)
+
+
+@laws
+@given(studies)
+def test_the_share_has_an_interval_where_the_baseline_is_clearly_not_0(study):
+    result = paired(*study)
+    assume(result.low < result.high)
+    edge = student.ppf(0.975, result.n - 1) * result.baseline_sd / math.sqrt(result.n)
+    assume(abs(abs(result.baseline_mean) - edge) > 1e-9)
+    assert math.isfinite(result.relative_low) == math.isfinite(result.relative_high) == (abs(result.baseline_mean) > edge)
+
+
 # Sentences
 
 
-def made(difference: float, low: float, high: float, n: int = 5, of: float = 0.1) -> Paired:
-    shares = difference / of, low / of, high / of
-    return Paired(n, of + difference, 0.01, of, 0.01, difference, low, high, 0.5, *shares)
+def made(difference: float, low: float, high: float, n: int = 5, of: float = 0.1, shares: tuple[float, float] | None = None) -> Paired:
+    ends = shares or (low / of, high / of)
+    return Paired(n, of + difference, 0.01, of, 0.01, difference, low, high, 0.5, difference / of, *ends)
 
 
-def loss(result: Paired) -> str:
-    return in_words(result, "test loss", arm="tuned", baseline="default", smaller_is_better=True, unit=NATS)
+def loss(result: Paired, holm: tuple[float, int] | None = None) -> str:
+    return in_words(result, "test loss", arm="tuned", baseline="default", smaller_is_better=True, unit=NATS, holm=holm)
 
 
-def accuracy(result: Paired) -> str:
-    return in_words(result, "test accuracy", arm="tuned", baseline="default", smaller_is_better=False, unit=POINTS)
+def accuracy(result: Paired, holm: tuple[float, int] | None = None) -> str:
+    return in_words(result, "test accuracy", arm="tuned", baseline="default", smaller_is_better=False, unit=POINTS, holm=holm)
 
 
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [
         (
-            made(-0.0123, -0.0195, -0.0051),
-            "tuned lowers test loss by 12 % (0.0123 nats; 95 % CI 0.0051 to 0.0195, 5 seeds): better than default",
+            made(-0.0123, -0.0194, -0.0052),
+            "tuned lowers test loss by 12 % (95 % CI 5 to 19 %; 0.0123 nats, 5 seeds): better than default",
         ),
         (
-            made(0.0123, 0.0051, 0.0195),
-            "tuned raises test loss by 12 % (0.0123 nats; 95 % CI 0.0051 to 0.0195, 5 seeds): worse than default",
+            made(0.0123, 0.0052, 0.0194),
+            "tuned raises test loss by 12 % (95 % CI 5 to 19 %; 0.0123 nats, 5 seeds): worse than default",
+        ),
+        (  # the shares' own interval, which need not lie as the difference's does
+            made(-0.0123, -0.0194, -0.0052, shares=(-0.31, -0.04)),
+            "tuned lowers test loss by 12 % (95 % CI 4 to 31 %; 0.0123 nats, 5 seeds): better than default",
         ),
         (
             made(-0.0023, -0.0095, 0.0049),
-            "tuned lowers test loss by 2.3 % (0.0023 nats; 95 % CI −0.0049 to 0.0095, 5 seeds): not distinguishable from no effect",
+            "tuned lowers test loss by 2.3 % (95 % CI −4.9 to 9.5 %; 0.0023 nats, 5 seeds): not distinguishable from no effect",
         ),
         (
             made(0.0023, -0.0049, 0.0095, n=2),
-            "tuned raises test loss by 2.3 % (0.0023 nats; 95 % CI −0.0049 to 0.0095, 2 seeds): not distinguishable from no effect",
+            "tuned raises test loss by 2.3 % (95 % CI −4.9 to 9.5 %; 0.0023 nats, 2 seeds): not distinguishable from no effect",
+        ),
+        (  # from 10 % on, at either end, without decimals
+            made(0.0023, -0.0101, 0.0049),
+            "tuned raises test loss by 2 % (95 % CI −10 to 5 %; 0.0023 nats, 5 seeds): not distinguishable from no effect",
         ),
         (
             made(0.0, -0.0012, 0.0012),
-            "tuned changes test loss by 0 % (0.0000 nats; 95 % CI −0.0012 to 0.0012, 5 seeds): not distinguishable from no effect",
+            "tuned changes test loss by 0.0 % (95 % CI −1.2 to 1.2 %; 0.0000 nats, 5 seeds): not distinguishable from no effect",
         ),
         (
             made(-0.0123, -0.0246, 0.0),
-            "tuned lowers test loss by 12 % (0.0123 nats; 95 % CI 0.0000 to 0.0246, 5 seeds): not distinguishable from no effect",
+            "tuned lowers test loss by 12 % (95 % CI 0 to 25 %; 0.0123 nats, 5 seeds): not distinguishable from no effect",
         ),
         (  # an end that would round to 0 keeps its side
             made(-0.0023, -0.00458, -0.00002),
-            "tuned lowers test loss by 2.3 % (0.00230 nats; 95 % CI 0.00002 to 0.00458, 5 seeds): better than default",
+            "tuned lowers test loss by 2.30 % (95 % CI 0.02 to 4.58 %; 0.0023 nats, 5 seeds): better than default",
         ),
         (
-            made(0.012345, -0.1, 0.124690, of=0.001),
-            "tuned raises test loss by 1200 % (0.0123 nats; 95 % CI −0.1000 to 0.1247, 5 seeds): not distinguishable from no effect",
+            made(0.0023, -0.00002, 0.0146),
+            "tuned raises test loss by 2.30 % (95 % CI −0.02 to 14.60 %; 0.0023 nats, 5 seeds): not distinguishable from no effect",
+        ),
+        (  # and so does a difference
+            made(0.00003, 0.00002, 0.00004),
+            "tuned raises test loss by 0.03 % (95 % CI 0.02 to 0.04 %; 0.00003 nats, 5 seeds): worse than default",
         ),
         (
-            replace(made(0.0123, 0.0051, 0.0195), relative=math.nan),
-            "tuned raises test loss by 0.0123 nats (95 % CI 0.0051 to 0.0195, 5 seeds): worse than default",
+            made(0.0123, -0.1, 0.1246, of=0.001),
+            "tuned raises test loss by 1230 % (95 % CI −10000 to 12460 %; 0.0123 nats, 5 seeds): not distinguishable from no effect",
+        ),
+        *(  # no share without an interval of shares
+            (
+                replace(made(0.0123, 0.0051, 0.0195), **unknown),
+                "tuned raises test loss by 0.0123 nats (95 % CI 0.0051 to 0.0195, 5 seeds): worse than default",
+            )
+            for unknown in (
+                {"relative": math.nan},
+                {"relative_low": math.nan, "relative_high": math.nan},
+                {"relative_low": -math.inf},
+                {"relative_high": math.inf},
+            )
         ),
         (
-            made(-0.01, -0.01, -0.01),
-            "tuned lowers test loss by 10 % (0.0100 nats; the same in each of 5 seeds): "
+            made(-0.0023, -0.00458, -0.00002, shares=(math.nan, math.nan)),
+            "tuned lowers test loss by 0.00230 nats (95 % CI 0.00002 to 0.00458, 5 seeds): better than default",
+        ),
+        (
+            made(-0.0023, -0.0095, 0.0049, shares=(math.nan, math.nan)),
+            "tuned lowers test loss by 0.0023 nats (95 % CI −0.0049 to 0.0095, 5 seeds): not distinguishable from no effect",
+        ),
+        (
+            made(-0.012, -0.012, -0.012),
+            "tuned lowers test loss by 12 % (0.0120 nats, the same in each of 5 seeds): "
+            "no spread to judge it by; check that the arms and the seeds differ",
+        ),
+        (
+            made(-0.01, -0.01, -0.01, shares=(math.nan, math.nan)),
+            "tuned lowers test loss by 0.0100 nats (the same in each of 5 seeds): "
             "no spread to judge it by; check that the arms and the seeds differ",
         ),
         (
             made(0.0, 0.0, 0.0),
-            "tuned changes test loss by 0 % (0.0000 nats; the same in each of 5 seeds): "
+            "tuned changes test loss by 0.0 % (0.0000 nats, the same in each of 5 seeds): "
             "no spread to judge it by; check that the arms and the seeds differ",
         ),
         (
@@ -311,6 +380,11 @@ def test_a_loss_in_words(result, sentence):
         (made(0.0042, 0.0010, 0.0074), "tuned raises test accuracy by 0.42 points (95 % CI 0.10 to 0.74, 5 seeds): better than default"),
         (made(-0.0042, -0.0074, -0.001), "tuned lowers test accuracy by 0.42 points (95 % CI 0.10 to 0.74, 5 seeds): worse than default"),
         (
+            made(0.0042, 0.0042, 0.0042),
+            "tuned raises test accuracy by 0.42 points (the same in each of 5 seeds): "
+            "no spread to judge it by; check that the arms and the seeds differ",
+        ),
+        (
             paired([0.9891], [0.98692]),
             "tuned v default: test accuracy 98.91 % against 98.69 % from one seed each: "
             "a single pair says nothing about noise; give at least 2 seeds",
@@ -321,11 +395,44 @@ def test_an_accuracy_in_words(result, sentence):
     assert accuracy(result) == sentence
 
 
+@pytest.mark.parametrize(("p", "told_p"), [(0.0501, "0.05"), (0.0612, "0.061"), (0.1234, "0.12"), (1.0, "1")])
+def test_holm_takes_a_verdict_back(p, told_p):
+    doubt = f"not distinguishable from no effect, one of 3 arms being tested (p = {told_p} by Holm)"
+    lower = loss(made(-0.0123, -0.0194, -0.0052), holm=(p, 3))
+    assert lower == f"tuned lowers test loss by 12 % (95 % CI 5 to 19 %; 0.0123 nats, 5 seeds): {doubt}"
+    higher = accuracy(made(0.0042, 0.0010, 0.0074), holm=(p, 3))
+    assert higher == f"tuned raises test accuracy by 0.42 points (95 % CI 0.10 to 0.74, 5 seeds): {doubt}"
+
+
+@pytest.mark.parametrize("p", [0.0, 0.0499, 0.05])
+def test_holm_leaves_a_verdict_that_stands(p):
+    assert loss(made(-0.0123, -0.0194, -0.0052), holm=(p, 3)).endswith(" 5 seeds): better than default")
+    assert accuracy(made(-0.0042, -0.0074, -0.001), holm=(p, 3)).endswith(" 5 seeds): worse than default")
+
+
+@pytest.mark.parametrize("p", [0.001, 0.9, math.nan])
+@pytest.mark.parametrize("result", [made(-0.0023, -0.0095, 0.0049), made(-0.01, -0.01, -0.01), paired([0.081], [0.092])])
+def test_holm_adds_nothing_where_there_is_no_verdict(result, p):
+    assert loss(result, holm=(p, 3)) == loss(result)
+    assert accuracy(result, holm=(p, 3)) == accuracy(result)
+
+
 def test_from_losses_to_a_sentence():
-    # differences -11, -12, -3, -16, -8 thousandths: mean 10, sd 4.848, so the half width is 2.776 * 4.848 / sqrt(5) = 6.02
-    assert loss(paired(TUNED, DEFAULT)) == (
-        "tuned lowers test loss by 11 % (0.0100 nats; 95 % CI 0.0040 to 0.0160, 5 seeds): better than default"
-    )
+    # differences -11, -12, -3, -16, -8 thousandths: mean -10, the baseline's 91; variances 23.5 and 2.5, covariance -7.25. The share r
+    # by which the loss is lowered: (10 - 91 r)² = 2.776² / 5 * (23.5 - 14.5 r + 2.5 r²), or 8277 r² - 1797.6 r + 63.8 = 0
+    assert loss(paired(TUNED, DEFAULT)) == "tuned lowers test loss by 11 % (95 % CI 4 to 17 %; 0.0100 nats, 5 seeds): better than default"
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def parts(sentence: str) -> tuple[str, float, str, float, float, float, str]:
+    """The verb, by how much of what, between what, as how many nats, and the verdict."""
+    form = r"tuned (\w+) test loss by (\S+) (?:% \(95 % CI (\S+) to (\S+) %; (\S+) nats|nats \(95 % CI (\S+) to (\S+)), \d seeds\): (.*)"
+    verb, by, *shares, nats, low, high, verdict = re.fullmatch(form, sentence).groups()
+    unit, (low, high) = ("%", shares) if nats else ("nats", (low, high))
+    return verb, number(by), unit, number(low), number(high), number(nats or by), verdict
 
 
 @laws
@@ -333,16 +440,20 @@ def test_from_losses_to_a_sentence():
 def test_the_sentence_says_what_the_numbers_say(study):
     result = paired(*study)
     assume(result.low < result.high)
-    sentence = loss(result)
-    verb, by, low, high, verdict = re.fullmatch(
-        r"tuned (\w+) test loss by \S+ % \((\S+) nats; 95 % CI (\S+) to (\S+), \d seeds\): (.*)", sentence
-    ).groups()
-    by, low, high = (float(number.replace("−", "-")) for number in (by, low, high))
+    verb, by, unit, low, high, nats, verdict = parts(loss(result))
     assert low <= by <= high and by >= 0
     assert verb == ("lowers" if result.difference < 0 else "raises" if result.difference > 0 else "changes")
     sure = {"lowers": "better than default", "raises": "worse than default"}.get(verb)
     assert verdict == (sure if result.p < 0.05 else "not distinguishable from no effect")
     assert (low > 0) == (result.p < 0.05)
+    assert unit == ("nats" if math.isnan(result.relative_low) else "%")
+    assert nats == pytest.approx(abs(result.difference), abs=0.000051)
+    around = (result.low, result.high) if unit == "nats" else (100 * result.relative_low, 100 * result.relative_high)
+    rounded = 0.000051 if unit == "nats" else 0.51 if max(map(abs, around)) >= 10 else 0.051
+    assert (low, high) == pytest.approx(around if verb != "lowers" else (-around[1], -around[0]), abs=rounded)
+
+
+TURNED = {"lowers": "raises", "raises": "lowers", "better": "worse", "worse": "better"}
 
 
 @laws
@@ -350,10 +461,20 @@ def test_the_sentence_says_what_the_numbers_say(study):
 def test_the_sentence_of_the_swapped_arms_turns_the_verb_and_keeps_the_interval(study):
     there, back = paired(*study), paired(*study[::-1])
     assume(there.difference != 0 and there.low != there.high)
-    turned = {"lowers": "raises", "raises": "lowers", "better": "worse", "worse": "better"}
-    numbers = re.compile(r"by \S+ %")
-    mirrored = re.sub("|".join(turned), lambda word: turned[word[0]], loss(back))
-    assert numbers.sub("", mirrored) == numbers.sub("", loss(there))
+    for words in (accuracy, lambda result: loss(replace(result, relative=math.nan))):
+        mirrored = re.sub("|".join(TURNED), lambda word: TURNED[word[0]], words(back))
+        assert mirrored == words(there)
+
+
+@laws
+@given(losses)
+def test_as_a_share_of_the_other_arm_the_interval_is_another_and_the_verdict_the_same(study):
+    there, back = paired(*study), paired(*study[::-1])
+    assume(there.difference != 0 and there.low != there.high)
+    verb, *_, nats, verdict = parts(loss(there))
+    turned_verb, *_, turned_nats, turned_verdict = parts(loss(back))
+    assert turned_verb == TURNED[verb] and turned_nats == pytest.approx(nats, abs=0.0001)
+    assert turned_verdict == re.sub("^(better|worse)", lambda word: TURNED[word[0]], verdict)
 
 
 def test_scipy_is_loaded_only_for_a_test():

@@ -297,7 +297,11 @@ def test_without_final_trainings_the_answer_says_that_it_is_none(store, no_pictu
 def test_where_no_trial_was_done_nothing_is_claimed(store, no_pictures):
     sweep = Sweep()
     search, pool = sweep.go({"t00": FAILED})
-    assert (keys_of(pool), publish(search), search.state) == (["t000", "t001"], "No trial has finished yet.", "digits: no trial done, 2 failed")
+    assert (keys_of(pool), publish(search), search.state) == (
+        ["t000", "t001"],
+        "No trial has finished yet.",
+        "digits: no trial done, 2 failed",
+    )
     assert "best.yaml" not in [file.path for file in mlflow.MlflowClient().list_artifacts(sweep.parent.id)]
 
 

@@ -45,9 +45,7 @@ class CompareConfig(Knobs):
     name: str = knob(..., help="name of the comparison: of its runs, its lock in studies/")
     question: str = knob("", help="what it asks, in words; shown on its page")
     train: dict[str, Any] = knob({}, help="knobs that are the same for all arms")
-    arms: dict[str, dict[str, Any]] = knob(
-        ..., help="the arms by name, and the knobs in which each differs: {base: {}, tps: {transform: tps}}"
-    )
+    arms: dict[str, dict[str, Any]] = knob(..., help="arms by name, and the knobs in which each differs: {base: {}, tps: {transform: tps}}")
     baseline: str = knob("", help="the arm that the others are compared with; the first by default")
     settings: dict[str, dict[str, Any]] = knob(
         {"": {}}, help="circumstances in which to compare all arms anew: {name: {knob: value}}; none by default"
@@ -84,6 +82,8 @@ class CompareConfig(Knobs):
             raise ValueError(f"baseline={self.baseline}: is no arm: choose {', '.join(self.arms)}{did_you_mean(self.baseline, self.arms)}")
         if len(set(self.datasets)) < len(self.datasets) or not self.datasets:
             raise ValueError(f"datasets={', '.join(self.datasets)}: must be at least one, each named once")
+        for seed in self.seeds:
+            questions.knobs("seeds", {"seed": seed}, {})
         for arm, claim in self.claims.items():
             if arm not in self.arms or arm == self.baseline:
                 others = [name for name in self.arms if name != self.baseline]
