@@ -22,12 +22,16 @@ conda_env: conda.yaml
 entry_points:
 """
 
-SWEEP = """\
+QUESTIONS = """\
   # Any other key of the file works as -P KEY=VALUE too, and then goes before the file's own.
   sweep:
     parameters:
       config: {type: string, default: "sweeps/digits.yaml"}
     command: python -m stn_pipeline.sweep --config {config}
+  compare:
+    parameters:
+      config: {type: string, default: "sweeps/arms.yaml"}
+    command: python -m stn_pipeline.compare --config {config}
 """
 
 CONDA = """\
@@ -43,7 +47,7 @@ dependencies:
 
 def mlproject() -> str:
     """Return the text of MLproject."""
-    return MLPROJECT + _entry_point("main", "train", TrainConfig) + _entry_point("eval", "evaluate", EvalConfig) + SWEEP
+    return MLPROJECT + _entry_point("main", "train", TrainConfig) + _entry_point("eval", "evaluate", EvalConfig) + QUESTIONS
 
 
 def _entry_point(name: str, module: str, knobs: type[Knobs]) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, ttest_rel
+from scipy.stats import bootstrap, chi, norm, ttest_rel
+from scipy.stats import t as student
 
 from stn_pipeline.comparing import arms
 from stn_pipeline.comparing.arms import (
@@ -196,6 +197,27 @@ def test_seeds_needed_as_in_the_tables(d, n):
     assert seeds_needed(d, 1) == seeds_needed(-d, 1) == seeds_needed(0.003 * d, 0.003) == n
 
 
+def power(d: float, n: int) -> float:
+    """How often |t| > edge: t is a normal around d √n, over a chi by the root of its n - 1 degrees."""
+    if n == 1:
+        return 0
+    edge, c = student.ppf(0.975, n - 1), np.linspace(0, math.sqrt(n) + 9, 20_001)
+    root, at = c / math.sqrt(n - 1), d * math.sqrt(n)
+    return np.trapezoid(chi.pdf(c, n - 1) * (norm.sf(edge * root - at) + norm.cdf(-edge * root - at)), c)
+
+
+@laws
+@given(st.floats(0.3, 16))
+def test_seeds_needed_have_the_power_and_one_fewer_have_not(d):
+    n = seeds_needed(d, 1)
+    assert power(d, n) > 0.8 - 1e-6 and power(d, n - 1) < 0.8 + 1e-6
+
+
+@pytest.mark.parametrize(("d", "n"), [(5.25, 3), (6, 3), (11, 3), (12, 2), (28, 2)])  # where scipy's nct.cdf is NaN
+def test_large_effects_need_few_seeds_but_not_too_few(d, n):
+    assert seeds_needed(d, 1) == n
+
+
 def test_as_many_seeds_as_needed_see_the_difference_8_times_in_10_and_one_fewer_does_not():
     n = seeds_needed(1.0, 1.25)
     differences = np.random.default_rng(0).normal(1.0, 1.25, (50_000, n))
@@ -215,7 +237,7 @@ def test_more_seeds_than_anybody_trains_are_no_answer():
 
 
 @laws
-@given(st.floats(0.1, 10), st.floats(0.1, 10), st.floats(1, 2))
+@given(st.floats(0.5, 10), st.floats(0.1, 10), st.floats(1, 2))
 def test_more_noise_needs_more_seeds_and_the_sign_does_not_matter(difference, sd, more):
     needed = seeds_needed(difference, sd)
     assert 2 <= needed <= seeds_needed(difference, sd * more)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 KEYS = {
     "name": "s",
-    "train": {"device": "cpu", "epochs": 30},
+    "train": {"device": "cpu", "epochs": 20},
     "search": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "batch_size": [32, 64]},
     "datasets": "digits",
     "pruner": "none",
@@ -236,8 +236,8 @@ def test_a_killed_worker_costs_no_trial_and_a_sweep_that_is_done_stays_as_it_is(
     assert sweep.content() == before
     line = refused(sweep, "--search", "{lr: {low: 1e-4, high: 1e-1, log: true}, batch_size: [32, 64]}")
     assert "search.lr" in line and "0.0001 to 0.01, log" in line and "0.0001 to 0.1, log" in line and "--name s-2" in line
-    line = refused(sweep, "--train", "{device: cpu, epochs: 31}")
-    assert "train.epochs: was 30 " in line and "now 31" in line and "--name s-2" in line
+    line = refused(sweep, "--train", "{device: cpu, epochs: 21}")
+    assert "train.epochs: was 20 " in line and "now 21" in line and "--name s-2" in line
     assert sweep.content() == before
 
 
@@ -322,16 +322,16 @@ def test_final_trainings_that_were_killed_go_on_in_their_own_runs(sweep):
 
 
 def test_eight_workers_at_once_in_an_empty_folder_and_then_two_trials_more(sweep):
-    sweep.write(trials=16, train={"device": "cpu", "epochs": 10})
+    sweep.write(trials=12, train={"device": "cpu", "epochs": 8})
     done = sweep.run("--workers", "8")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    check_whole(sweep, 16, set())
+    check_whole(sweep, 12, set())
     kept = sweep.values()
     assert {sweep.client.get_experiment(run.info.experiment_id).name for run in sweep.runs()} == {"stn"}
-    done = sweep.run("--trials", "18")
+    done = sweep.run("--trials", "14")
     assert done.returncode == 0, done.stderr
-    check_whole(sweep, 18, set())
-    assert kept.items() <= sweep.values().items() and len(sweep.trials()) == 18
+    check_whole(sweep, 14, set())
+    assert kept.items() <= sweep.values().items() and len(sweep.trials()) == 14
 
 
 def test_mlflow_run_makes_the_studys_own_run_and_a_time_limit_alone_ends_it(sweep):

@@ -60,7 +60,8 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
 
     with tracking.reachable():
         name = f"compare by {', '.join(asked.by)}"
-        run = tracking.create_run(name, tracking.experiment_id(), asked, {"stage": "compare"})
+        tags = {"stage": "compare"}
+        run = tracking.adopt_run(name, asked, tags) or tracking.create_run(name, tracking.experiment_id(), asked, tags)
     with tracking.closing(run, run.close):
         run.tag(tracking.environment())
         publish(run, answers, name, asked.runs, command, splits)
