@@ -228,6 +228,13 @@ def test_a_diverged_training_is_counted_as_a_collapse_and_not_tried_again(go):
     assert go(name=fresh(), seeds=[90, 91, 92])[0].jobs == []  # what diverged once diverges again
 
 
+def test_what_failed_for_want_of_memory_is_said_and_tried_again_by_the_same_command(go):
+    name = fresh()
+    _, said = go({"low digits s97": ends(Outcome("failed", "out of memory: DefaultCPUAllocator"))}, name=name, seeds=[96, 97, 98])
+    assert any("low: seed 97 failed: out of memory: DefaultCPUAllocator; its pairs are left out." in line for line in said)
+    assert keys_of(go(name=name, seeds=[96, 97, 98])[0]) == ["low s97"]
+
+
 def test_a_bug_stops_the_comparison_at_once(go):
     name = fresh()
     with pytest.raises(JobError, match="low digits s95 broke: ZeroDivisionError"):
@@ -345,6 +352,9 @@ def test_runs_that_differ_in_more_than_the_arms_are_refused(go):
         RunError, match=r"epochs is not the same in all \(3 in 6, 4 in 6 runs\): narrow the filter, or put epochs into --by"
     ):
         ask("params.weight_decay = '0.5'", "lr")
+    with pytest.raises(RunError, match=r"epochs is not the same in all runs of base"):
+        ask("params.weight_decay = '0.5'", "arm")
+    assert any("2 seeds" in line for line in ask("params.weight_decay = '0.5' and params.epochs = '4'", "arm", baseline="high"))
     assert any("2 seeds" in line for line in ask("params.weight_decay = '0.5' and params.epochs = '4'", "lr"))
     assert sum("epochs=4 lr=0.1" in line for line in ask("params.weight_decay = '0.5'", "epochs,lr", baseline="epochs=3 lr=0.01")) >= 2
 

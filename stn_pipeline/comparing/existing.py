@@ -79,21 +79,27 @@ def _found(asked: ExistingConfig, say: Callable[[str], object]) -> list[Found]:
         n_others = len(records) - len(whole)
         say(f"{n_others} of the {len(records)} runs found are no whole trainings (trials, sweeps, evaluations) and are left out")
     found = [Found(_arm(asked.by, record, config), config, trained(record)) for record, config in whole]
-    for knob in TrainConfig.model_fields:
-        if knob in asked.by or knob in PAIRED_BY:
-            continue
-        for dataset in {one.config.dataset for one in found}:
-            of_arm = [(one.arm, one.config.meaning()) for one in found if one.config.dataset == dataset]
-            values = Counter(str(meaning[knob]) for _, meaning in of_arm if knob in meaning)
-            if len(values) > 1 and not (set(asked.by) - TrainConfig.model_fields.keys()):
-                counts = ", ".join(f"{value} in {n}" for value, n in values.most_common())
-                raise RunError(
-                    f"runs={asked.runs}: {knob} is not the same in all ({counts} runs): narrow the filter, or put {knob} into --by"
-                )
+    _check_alike(asked, found)
     versions = {record.data.tags["version.code"] for record, _ in whole if "version.code" in record.data.tags}
     if len(versions) > 1:
         say(f"the runs come from {len(versions)} versions of the training code ({', '.join(sorted(versions))})")
     return found
+
+
+def _check_alike(asked: ExistingConfig, found: list[Found]) -> None:
+    """Check that nothing but what was named tells the arms apart; where a tag was named, that each arm is one network."""
+    by_tag = bool(set(asked.by) - TrainConfig.model_fields.keys())
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in found:
+        groups.setdefault((one.config.dataset, one.arm if by_tag else ""), []).append(one.config.meaning())
+    for knob in TrainConfig.model_fields:
+        for (_, arm), meanings in groups.items():
+            values = Counter(str(meaning[knob]) for meaning in meanings if knob in meaning)
+            if len(values) > 1 and knob not in (*asked.by, *PAIRED_BY):
+                counts = ", ".join(f"{value} in {n}" for value, n in values.most_common())
+                where = f"in all runs of {arm}" if arm else "in all"
+                way_out = f"narrow the filter, or put {knob} into --by"
+                raise RunError(f"runs={asked.runs}: {knob} is not the same {where} ({counts} runs): {way_out}")
 
 
 def _training(record: RunRecord) -> TrainConfig | None:

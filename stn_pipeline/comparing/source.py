@@ -36,7 +36,8 @@ class Comparison:
     def recover(self) -> None:
         """Find what is there: this comparison's own runs, and anybody's that ended and have the fingerprint of one."""
         for child in search_runs({CHILD_OF: self.parent.id, "stage": "arm"}):
-            self.trainings.adopt(child.data.tags["fingerprint"], child)
+            if trained(child).state != "failed":  # for want of memory, say: that is tried again, as a divergence is not
+                self.trainings.adopt(child.data.tags["fingerprint"], child)
         for fingerprint in {cell.fingerprint for cell in self.cells}:
             if not self.trainings.is_open(fingerprint):
                 continue
