@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from stn_pipeline.comparing.arms import MEASURES, Collapses, Contrast, Measure, Table, collapses, contrasts
-from stn_pipeline.comparing.paired import ALPHA
+from stn_pipeline.comparing.paired import ALPHA, Paired
 
 LOSS, ACCURACY = MEASURES
 STATES = {"diverged": "diverged", "failed": "failed", "missing": "is missing"}
@@ -61,18 +61,26 @@ class Answer:
     def sentences(self) -> list[str]:
         """Return the answer: a sentence an arm and a measure, then what is to be known beside it."""
         told = [contrast.sentence + "." for arm in self.arms[1:] for measure in MEASURES if (contrast := self.of(arm, measure))]
-        return told + [self._collapse_in_words(one) for one in self.collapses if one.n_collapsed] + self.notes() + self.claims_in_words()
+        return told + self.collapses_in_words() + self.notes() + self.claims_in_words()
 
-    def _collapse_in_words(self, one: Collapses) -> str:
-        against = "" if math.isnan(one.p) else f" (Fisher's exact test against {self.baseline}: p = {one.p:.2g})"
-        line = f"{one.n_collapsed} of {one.n} trainings of {one.arm} collapsed{against}."
-        contrast = self.of(one.arm)
-        if contrast is not None and contrast.without is not None:
-            without = contrast.without
-            line += (
-                f" Without the seeds that collapsed in {one.arm} or {self.baseline}: {_relative(without)} in test loss, {without.n} seeds."
-            )
-        return line
+    def collapses_in_words(self) -> list[str]:
+        """Return what collapsed, and each difference without the seeds that did."""
+        lines = []
+        for one in self.collapses:
+            if one.n_collapsed:
+                against = "" if math.isnan(one.p) else f" (Fisher's exact test against {self.baseline}: p = {one.p:.2g})"
+                lines.append(f"{one.n_collapsed} of {one.n} trainings of {one.arm} collapsed{against}.")
+        for arm in self.arms[1:]:
+            found = [(measure, contrast.without) for measure in MEASURES if (contrast := self.of(arm, measure)) and contrast.without]
+            if found:
+                units = ["" if measure.unit.relative else f" {measure.unit.name}" for measure, _ in found]
+                told = " and ".join(
+                    f"{_difference(without, measure)}{unit} in {measure.name.replace('/', ' ')}"
+                    for (measure, without), unit in zip(found, units, strict=True)
+                )
+                n = found[0][1].n
+                lines.append(f"{arm} without the seeds that collapsed in it or in {self.baseline}: {told}, {n} seeds.")
+        return lines
 
     def notes(self) -> list[str]:
         """Return what is missing: seeds that an arm has not, and why."""
@@ -125,7 +133,7 @@ class Answer:
             for measure in MEASURES:
                 row.append(_spread(self.values(arm, measure)))
                 contrast = self.of(arm, measure)
-                row += ["", ""] if contrast is None else [_interval(contrast), _p(contrast.p)]
+                row += ["", ""] if contrast is None else [_difference(contrast.t, measure), _p(contrast.p)]
             rows.append([*row, f"{by_arm[arm].n_collapsed} of {by_arm[arm].n}"])
         return rows
 
@@ -165,14 +173,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:+.{digits}f} %".replace("-", "−")
 
 
-def _relative(result: Any) -> str:
+def _relative(result: Paired) -> str:
     if result.n == 1 or math.isnan(result.relative_low):
         return _percent(result.relative)
     return f"{_percent(result.relative)} (95 % CI {_percent(result.relative_low)} to {_percent(result.relative_high)})"
 
 
-def _interval(contrast: Contrast) -> str:
-    result, unit = contrast.t, contrast.measure.unit
+def _difference(result: Paired, measure: Measure) -> str:
+    unit = measure.unit
     if unit.relative:
         return _relative(result)
     numbers = (value * unit.scale for value in (result.difference, result.low, result.high))
