@@ -168,8 +168,10 @@ def search_of(field: FieldInfo) -> Range | Choices | None:
 
 def default_of(field: FieldInfo) -> str:
     """Return the default of a knob as a user would type it, or nothing where it is required."""
-    if field.is_required():
+    if field.is_required() or isinstance(field.default, dict):
         return ""
+    if isinstance(field.default, tuple):
+        return ", ".join(field.default)
     return str(field.default).lower() if field.annotation is bool else str(field.default)
 
 

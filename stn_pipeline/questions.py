@@ -9,6 +9,7 @@ import yaml
 from stn_pipeline.config import Knobs, TrainConfig
 from stn_pipeline.errors import ConfigError, did_you_mean
 
+ENTRY_POINTS = {"search": "sweep", "arms": "compare"}  # by the key that only its files have
 Question = TypeVar("Question", bound=Knobs)
 
 
@@ -18,6 +19,9 @@ def read(question: type[Question], path: str, flags: dict[str, str], example: st
     Raises: ConfigError, one line that names the place.
     """
     content = load(path, example)
+    for key, module in ENTRY_POINTS.items():
+        if key in content and key not in question.model_fields:
+            raise ConfigError(f"{path}: has {key}, so it is a file for python -m stn_pipeline.{module}: run that, or name another file")
     try:
         return question.parse(content | from_flags(question, flags))
     except ConfigError as error:

@@ -8,6 +8,7 @@ import yaml
 from stn_pipeline.comparing import comparefile
 from stn_pipeline.comparing.comparefile import Block, CompareConfig, ExistingConfig
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.search import sweepfile
 from tests.conftest import ROOT
 
 RIGHT = {"name": "x", "arms": {"base": {}, "low": {"lr": 0.001}}, "datasets": "digits", "seeds": 2}
@@ -123,6 +124,13 @@ def test_a_file_that_is_no_comparison_is_said(read, tmp_path):
         read("name: x\ndatasets: digits\n")
     with pytest.raises(ConfigError, match="nope.yaml: No such file or directory: name a file such as sweeps/report.yaml"):
         comparefile.read(str(tmp_path / "nope.yaml"), {})
+
+
+def test_a_file_for_the_other_entry_point_is_said():
+    with pytest.raises(ConfigError, match=r"mnist.yaml: has search, so it is a file for python -m stn_pipeline.sweep"):
+        comparefile.read(str(ROOT / "sweeps" / "mnist.yaml"), {})
+    with pytest.raises(ConfigError, match=r"report.yaml: has arms, so it is a file for python -m stn_pipeline.compare"):
+        sweepfile.read(str(ROOT / "sweeps" / "report.yaml"), {})
 
 
 def test_what_exists_is_asked_for_by_a_filter_and_knobs():

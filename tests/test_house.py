@@ -95,8 +95,8 @@ def test_the_core_loads_neither_mlflow_nor_optuna(code, loaded):
 
 def test_help_and_bad_flags_load_no_torch():
     code = (
-        "import stn_pipeline.train, stn_pipeline.evaluate, stn_pipeline.sweep, sys; "
-        "print(*sorted({'torch', 'mlflow', 'optuna', 'sklearn'} & set(sys.modules)))"
+        "import stn_pipeline.train, stn_pipeline.evaluate, stn_pipeline.sweep, stn_pipeline.compare, sys; "
+        "print(*sorted({'torch', 'mlflow', 'optuna', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
