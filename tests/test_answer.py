@@ -84,3 +84,13 @@ def test_the_table_has_an_arm_a_row_and_the_baseline_first():
     head, base, arm = Answer("t", {"arm": dict(enumerate(map(done, ARM))), "base": dict(enumerate(map(done, BASE)))}, "base").rows()
     assert (base[0], arm[0]) == ("base (baseline)", "arm") and len({len(head), len(base), len(arm)}) == 1
     assert arm[:3] == ["arm", "6", "0.0913 ± 0.0022"] and base[3] == "" and not math.isnan(float(arm[4]))
+
+
+def test_a_claim_is_held_against_seeds_that_did_not_collapse():
+    base = [*map(done, BASE[:5]), done(2.3, collapsed=True)]
+    answer, sound = Answer("t", table(list(map(done, ARM)), base), "base", {"arm": -0.25}), Answer("t", table(list(map(done, ARM))), "base")
+    contrast = answer.of("arm")
+    assert contrast.sought == pytest.approx(-0.25 * sum(BASE[:5]) / 5) and contrast.without.n == 5
+    (line,) = answer.claims_in_words()
+    assert "The interval here, without the collapsed seeds, " in line and "excludes it" in line and line.endswith("here are 5.")
+    assert contrast.n_needed <= 3 and sound.of("arm").sought == pytest.approx(sound.of("arm").t.difference)

@@ -101,12 +101,14 @@ class Answer:
         for contrast in self.contrasts[LOSS]:
             if not contrast.claimed:
                 continue
-            claim, low, high = self.claims[contrast.arm], contrast.t.relative_low, contrast.t.relative_high
+            usual = contrast.without or contrast.t
+            claim, low, high = self.claims[contrast.arm], usual.relative_low, usual.relative_high
+            among = ", without the collapsed seeds," if contrast.without else ""
             told = f"Claimed for {contrast.arm}: {_percent(claim)} test loss. "
             if not math.isnan(low):
-                told += f"The interval here, {_percent(low)} to {_percent(high)}, {'holds' if low <= claim <= high else 'excludes'} it. "
+                told += f"The interval here{among or ','} {_percent(low)} to {_percent(high)}, {'holds' if low <= claim <= high else 'excludes'} it. "
             if contrast.n_needed is not None:
-                told += f"To see a difference of that size 8 times in 10 takes {contrast.n_needed:,} paired seeds; here are {contrast.t.n}."
+                told += f"To see a difference of that size 8 times in 10 takes {contrast.n_needed:,} paired seeds; here are {usual.n}."
             lines.append(told.strip())
         return lines
 

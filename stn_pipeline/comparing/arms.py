@@ -59,7 +59,8 @@ class Contrast:
     t: mean paired difference, its t interval, the relative difference with Fieller's.   bootstrap: of the difference, BCa;
     bootstrap_relative: of the ratio of the means, percentiles of resampled pairs.   p: of t, corrected by Holm over the n_arms tested.
     n_needed: seeds that would show `sought` (a difference in the measure's unit: the one claimed, else the one seen) with a
-    power of 0.8; None where there is nothing to seek.   without: t once more, without the seeds that collapsed in either arm.
+    power of 0.8; None where there is nothing to seek.   without: t once more, without the seeds that collapsed in either arm; where
+    there is one, n_needed is of such seeds.
     """
 
     arm: str
@@ -129,8 +130,11 @@ def contrasts(table: Table, baseline: str, measure: Measure, claims: Mapping[str
     for arm, seeds in arms.items():
         result = results[arm]
         values = _pairs(table, arm, baseline, seeds, measure)
-        sought = claims[arm] * abs(result.baseline_mean) if arm in claims else result.difference
         sound = [seed for seed in seeds if not (table[arm][seed].collapsed or table[baseline][seed].collapsed)]
+        without = paired(*_pairs(table, arm, baseline, sound, measure)) if sound and len(sound) < len(seeds) else None
+        usual = without or result  # a collapsed seed's loss would make anything small
+        sought = claims[arm] * abs(usual.baseline_mean) if arm in claims else usual.difference
+        spread = np.std(np.subtract(*_pairs(table, arm, baseline, sound or seeds, measure)), ddof=1) if usual.low < usual.high else math.nan
         found.append(
             Contrast(
                 arm=arm,
@@ -144,8 +148,8 @@ def contrasts(table: Table, baseline: str, measure: Measure, claims: Mapping[str
                 n_arms=sum(not math.isnan(p) for p in corrected.values()),
                 sought=sought,
                 claimed=arm in claims,
-                n_needed=seeds_needed(sought, float(np.std(np.subtract(*values), ddof=1)) if result.low < result.high else math.nan),
-                without=paired(*_pairs(table, arm, baseline, sound, measure)) if sound and len(sound) < len(seeds) else None,
+                n_needed=seeds_needed(sought, float(spread)),
+                without=without,
                 n_without=len(seeds) - len(sound),
             )
         )
