@@ -106,7 +106,8 @@ class Answer:
             among = ", without the collapsed seeds," if contrast.without else ""
             told = f"Claimed for {contrast.arm}: {_percent(claim)} test loss. "
             if not math.isnan(low):
-                told += f"The interval here{among or ','} {_percent(low)} to {_percent(high)}, {'holds' if low <= claim <= high else 'excludes'} it. "
+                verdict = "holds" if low <= claim <= high else "excludes"
+                told += f"The interval here{among or ','} {_percent(low)} to {_percent(high)}, {verdict} it. "
             if contrast.n_needed is not None:
                 told += f"To see a difference of that size 8 times in 10 takes {contrast.n_needed:,} paired seeds; here are {usual.n}."
             lines.append(told.strip())
