@@ -58,10 +58,21 @@ class Answer:
         """Return the verdict on an arm in a measure."""
         return next((contrast for contrast in self.contrasts[measure] if contrast.arm == arm), None)
 
+    def verdicts(self) -> dict[str, list[str]]:
+        """Return the answer: for each arm a sentence a measure."""
+        return {
+            arm: [contrast.sentence + "." for measure in MEASURES if (contrast := self.of(arm, measure))]
+            for arm in self.arms[1:]
+            if self.of(arm)
+        }
+
     def sentences(self) -> list[str]:
-        """Return the answer: a sentence an arm and a measure, then what is to be known beside it."""
-        told = [contrast.sentence + "." for arm in self.arms[1:] for measure in MEASURES if (contrast := self.of(arm, measure))]
-        return told + self.collapses_in_words() + self.notes() + self.claims_in_words()
+        """Return all that is to be said: the answer, then what is to be known beside it."""
+        return [line for lines in self.verdicts().values() for line in lines] + self.beside()
+
+    def beside(self) -> list[str]:
+        """Return what is to be known beside the answer: collapses, what is missing, claims."""
+        return self.collapses_in_words() + self.notes() + self.claims_in_words()
 
     def collapses_in_words(self) -> list[str]:
         """Return what collapsed, and each difference without the seeds that did."""
@@ -184,11 +195,12 @@ def _relative(result: Paired) -> str:
 
 def _difference(result: Paired, measure: Measure) -> str:
     unit = measure.unit
-    if unit.relative:
+    if unit.relative and (result.n == 1 or not math.isnan(result.relative_low)):
         return _relative(result)
     numbers = (value * unit.scale for value in (result.difference, result.low, result.high))
     size, low, high = (f"{value:+.{unit.decimals}f}".replace("-", "−") for value in numbers)
-    return size if result.n == 1 else f"{size} ({low} to {high})"
+    told = size if result.n == 1 else f"{size} ({low} to {high})"
+    return f"{told} {unit.name}" if unit.relative else told
 
 
 def _p(p: float) -> str:

@@ -26,11 +26,12 @@ SHOWN_IMAGES = 8
 PROVENANCE = {"device": "device", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"}
 CAPTIONS = {
     "forest": "Each arm against the baseline. The thick line is the 95 % interval by t, the thin one by bootstrap; an interval that "
-    "holds 0 is no evidence of a difference. A cross is a difference that was claimed.",
+    "holds 0 is no evidence of a difference, and one that ends in an arrow goes on. A cross is a difference that was claimed.",
     "losses": "Loss per epoch, mean ± sd over the seeds. The test split is read once, at the end, so it has no curve.",
     "seeds": "One line a seed, from the baseline to the arm, both trained with that seed; blue where the arm is better. "
     "A single run shows one of these lines.",
-    "diagnostics": "What the localiser does on 256 validation images, a thin line a seed: dotted ones collapsed.",
+    "diagnostics": "What the localiser does on 256 validation images, a thin line a seed: dotted ones collapsed, "
+    "and may lie far beyond the axes.",
     "confusions": "Errors by class, summed over the seeds.",
     "warps": "The same test images under one trained network of each arm (one seed).",
 }

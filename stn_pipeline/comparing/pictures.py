@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stn_pipeline.comparing.answer import LOSS, Answer
-from stn_pipeline.comparing.arms import MEASURES, Contrast, Measure
+from stn_pipeline.comparing.arms import MEASURES, Interval, Measure
+from stn_pipeline.comparing.paired import Paired
 from stn_pipeline.figures import BLUE, GREY, INK, ORANGE, PALE, VERMILION, epoch_axis, log_axis, sheet, to_png
 
 COLOURS = (BLUE, VERMILION, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
@@ -28,74 +29,105 @@ def colours(answer: Answer) -> dict[str, str]:
     return {answer.baseline: BASELINE} | {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(answer.arms[1:])}
 
 
+class _Row(NamedTuple):
+    """A line of the forest: what it is called, its numbers, by bootstrap too where it is of all seeds, and what is claimed."""
+
+    name: str
+    colour: str
+    result: Paired
+    bootstrap: Interval | None
+    claim: float | None
+
+
+def _rows(answer: Answer, measure: Measure) -> list[_Row]:
+    rows = []
+    for contrast in answer.contrasts[measure]:
+        colour, claim = colours(answer)[contrast.arm], answer.claims.get(contrast.arm) if measure is LOSS else None
+        bootstrap = contrast.bootstrap_relative if measure.unit.relative else contrast.bootstrap
+        if contrast.t.n > 1:
+            rows.append(_Row(f"{contrast.arm} v {answer.baseline} (n={contrast.t.n})", colour, contrast.t, bootstrap, claim))
+        if contrast.without and contrast.without.n > 1:
+            rows.append(_Row(f"without collapsed seeds (n={contrast.without.n})", colour, contrast.without, None, claim))
+    return rows
+
+
 def forest(answers: Sequence[Answer], title: str) -> bytes | None:
     """Return every difference with its interval: thick by t (Fieller's for shares), thin by bootstrap, a cross what is claimed."""
-    rows = [(answer, one.arm) for answer in answers for one in answer.contrasts[LOSS] if one.t.n > 1]
-    if not rows:
+    n_rows = sum(len(_rows(answer, LOSS)) + bool(answer.title) for answer in answers)
+    if not any(_rows(answer, LOSS) for answer in answers):
         return None
-    with sheet(9.2, 1.5 + 0.38 * len(rows) + 0.3 * len(answers), title) as figure:
+    with sheet(9.2, 1.5 + 0.36 * n_rows, title) as figure:
         panels = figure.subplots(1, len(MEASURES), sharey=True)
         for axes, measure in zip(panels, MEASURES, strict=True):
-            y, marks, ends = 0.0, [], []
+            placed: list[tuple[float, _Row]] = []
+            y, marks = 0.0, []
             for answer in answers:
-                own = [arm for owner, arm in rows if owner is answer]
-                if not own:
-                    continue
-                if answer.title and axes is panels[0]:
-                    axes.annotate(answer.title, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
-                                  ha="right", va="center", color=GREY, weight="bold")  # fmt: skip
-                y += 1 if answer.title else 0
-                for arm in own:
-                    contrast = answer.of(arm, measure)
-                    if contrast is not None:
-                        ends += _interval(axes, contrast, y, colours(answer)[arm], answer.claims.get(arm) if measure is LOSS else None)
-                    marks.append((y, f"{arm} v {answer.baseline} (n={contrast.t.n})" if contrast else arm))
+                if answer.title:
+                    marks.append((y, answer.title))
                     y += 1
+                for row in _rows(answer, measure):
+                    marks.append((y, row.name))
+                    placed.append((y, row))
+                    y += 1
+            _limits(axes, [row for _, row in placed], measure)
+            for at, row in placed:
+                _interval(axes, row, at, measure)
             axes.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             axes.set_yticks([at for at, _ in marks], [text for _, text in marks])
+            for label in axes.get_yticklabels():
+                label.set_fontweight("bold" if label.get_text() in {answer.title for answer in answers} else "normal")
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             axes.set_ylim(y - 0.3, -0.7)
-            far = max(map(abs, ends), default=1.0)
-            near = float(np.median(np.abs(ends))) if ends else 1.0
-            edge = 1.08 * (far if far < 12 * near else 6 * near)  # one collapsed arm does not flatten all others
-            low, high = min(ends + [0]), max(ends + [0])
-            axes.set_xlim(max(1.08 * low, -edge) - 0.04 * edge, min(1.08 * high, edge) + 0.04 * edge)
             axes.grid(axis="x")
+            unit = "% of the baseline" if measure.unit.relative else measure.unit.name
             better = "left is better" if measure.smaller_is_better else "right is better"
-            axes.set_xlabel(f"{measure.name.replace('/', ' ')}: {_difference_unit(measure)} ({better})")
-        named: dict[str, dict[str, Any]] = {
-            "95 % interval by t": {"linewidth": 3},
-            "by bootstrap": {"linewidth": 1},
-            "claimed": {"marker": "x", "linestyle": "none"},
-        }
+            axes.set_xlabel(f"{measure.name.replace('/', ' ')}: difference in {unit} ({better})")
+        named: dict[str, dict[str, Any]] = {"95 % interval by t": {"linewidth": 3}, "by bootstrap": {"linewidth": 1}}
+        if any(answer.claims for answer in answers):
+            named["claimed"] = {"marker": "x", "linestyle": "none"}
         for name, style in named.items():
-            if name != "claimed" or any(answer.claims for answer in answers):
-                panels[0].plot([], [], color=GREY, label=name, **style)
+            panels[0].plot([], [], color=GREY, label=name, **style)
         figure.legend(loc="outside lower center", ncols=3)
         return to_png(figure)
 
 
-def _difference_unit(measure: Measure) -> str:
-    return "difference in % of the baseline" if measure.unit.relative else f"difference in {measure.unit.name}"
+def _numbers(row: _Row, measure: Measure) -> tuple[float, float, float]:
+    """Return the middle and the ends of an interval in the units of the picture; an unbounded one reaches to both infinities."""
+    result = row.result
+    if not measure.unit.relative:
+        return tuple(measure.unit.scale * value for value in (result.difference, result.low, result.high))  # type: ignore[return-value]
+    if math.isnan(result.relative_low):
+        return 100 * result.relative, -math.inf, math.inf
+    return 100 * result.relative, 100 * result.relative_low, 100 * result.relative_high
 
 
-def _interval(axes: Any, contrast: Contrast, y: float, colour: str, claim: float | None) -> list[float]:
-    """Draw a difference; return what must be in sight."""
-    result, relative = contrast.t, contrast.measure.unit.relative
-    scale = 100 if relative else contrast.measure.unit.scale
-    middle, low, high = (
-        (result.relative, result.relative_low, result.relative_high) if relative else (result.difference, result.low, result.high)
-    )
-    thin = contrast.bootstrap_relative if relative else contrast.bootstrap
-    axes.plot([scale * low, scale * high], [y, y], color=colour, linewidth=3, alpha=0.85, solid_capstyle="butt")
-    axes.plot([scale * thin.low, scale * thin.high], [y + 0.22, y + 0.22], color=colour, linewidth=1)
-    axes.plot([scale * middle], [y], "o", color=colour, mec="white", markersize=7)
-    ends = [scale * end for end in (middle, low, high) if math.isfinite(end)]
-    if claim is not None:
-        axes.plot([scale * claim], [y], "x", color=INK, markersize=7, mew=1.6)
-        ends.append(scale * claim)
-    return ends
+def _limits(axes: Any, rows: Sequence[_Row], measure: Measure) -> None:
+    """Set the x axis so that one arm with collapsed seeds does not flatten all others; what lies beyond ends in an arrow."""
+    ends = [end for row in rows for end in _numbers(row, measure) if math.isfinite(end)] + [0.0]
+    ends += [100 * row.claim for row in rows if row.claim is not None]
+    far, near = max(map(abs, ends)), float(np.median(np.abs(ends)))
+    edge = far if far < 12 * near else 6 * near
+    margin = 0.08 * edge or 1.0
+    axes.set_xlim(max(min(ends), -edge) - margin, min(max(ends), edge) + margin)
+
+
+def _interval(axes: Any, row: _Row, y: float, measure: Measure) -> None:
+    middle, low, high = _numbers(row, measure)
+    left, right = axes.get_xlim()
+    thick = {"color": row.colour, "linewidth": 3, "alpha": 0.85 if row.bootstrap else 0.5, "solid_capstyle": "butt"}
+    axes.plot([max(low, left), min(high, right)], [y, y], **thick)
+    for end, edge, arrow in ((low, left, "<"), (high, right, ">")):
+        if abs(end) > abs(edge):
+            axes.plot([edge], [y], arrow, color=row.colour, markersize=6, clip_on=False)
+    if row.bootstrap is not None:
+        scale = 100 if measure.unit.relative else measure.unit.scale
+        ends = np.clip([scale * row.bootstrap.low, scale * row.bootstrap.high], left, right)
+        axes.plot(ends, [y + 0.22, y + 0.22], color=row.colour, linewidth=1)
+    if left < middle < right:
+        axes.plot([middle], [y], "o", color=row.colour, mec=row.colour, mfc=row.colour if row.bootstrap else "white", markersize=6)
+    if row.claim is not None:
+        axes.plot([100 * row.claim], [y], "x", color=INK, markersize=7, mew=1.6)
 
 
 def losses(answer: Answer, histories: Histories, title: str) -> bytes | None:
@@ -130,7 +162,9 @@ def losses(answer: Answer, histories: Histories, title: str) -> bytes | None:
             axes.set_xlabel("epoch")
             epoch_axis(axes)
         grid[0][0].set_title("linear")
-        grid[0][1].set_title("log" + (f"; dotted: {n_collapsed // 2} collapsed trainings, not in the means" if n_collapsed else ""))
+        grid[0][1].set_title(
+            "log" + (f"; {n_collapsed // 2} collapsed trainings, dotted or beyond the axes, are not in the means" if n_collapsed else "")
+        )
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return to_png(figure)
 
@@ -162,10 +196,12 @@ def diagnostics(answer: Answer, histories: Histories, title: str) -> bytes | Non
         return None
     with sheet(9.2, 3.4, title) as figure:
         for axes, (metric, words) in zip(figure.subplots(1, 3), DIAGNOSTICS.items(), strict=True):
+            seen: list[float] = []
             for arm in arms:
                 colour = colours(answer)[arm]
                 sound, collapsed = _lines(answer, histories, arm, metric)
                 for line in sound:
+                    seen += line.values()
                     axes.plot(*_xy(line), color=colour, linewidth=0.6, alpha=0.35)
                 for line in collapsed:
                     axes.plot(*_xy(line), color=colour, linewidth=0.9, linestyle=(0, (1, 1)))
@@ -175,8 +211,11 @@ def diagnostics(answer: Answer, histories: Histories, title: str) -> bytes | Non
             axes.set(title=words, xlabel="epoch")
             axes.grid(axis="y")
             epoch_axis(axes)
-            if metric == "warp/outside":
-                axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
+            if seen and metric != "warp/outside":  # a collapsed localiser is a hundred times as far out
+                margin = 0.1 * (max(seen) - min(seen)) or 0.1
+                axes.set_ylim(min(seen) - margin, max(seen) + margin)
+            elif metric == "warp/outside":
+                axes.set_ylim(0, max(0.05, min(1.04, axes.get_ylim()[1])))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return to_png(figure)
 
