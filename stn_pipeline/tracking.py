@@ -197,8 +197,10 @@ class Run:
         self.describe(f"**Failed.** {reason}")
 
     def reopen(self) -> None:
-        """Say that the run goes on."""
+        """Say that the run goes on; why it failed before is no longer told."""
         self._client.update_run(self.id, status="RUNNING")
+        if "error" in self._client.get_run(self.id).data.tags:
+            self._client.delete_tag(self.id, "error")
 
     def close(self, status: str) -> None:
         """End the run: FINISHED, FAILED or KILLED."""

@@ -303,7 +303,7 @@ def test_the_page_says_the_answer_first_and_the_report_stands_alone(go, pictures
     _, said = go(name=name, arms=arms, seeds=6, question="Is <i>low</i> better?", claims={"<b>low</b> & co": -0.2})
     note = parent_of(name).data.tags[NOTE]
     sentence = next(line for line in said if "test loss by" in line)
-    assert note.startswith(f"* **{sentence}**") and "| arm | n |" in note
+    assert note.startswith(f"* **{sentence} <b>low</b> & co ") and "| arm | n |" in note
     report = artifact(name, "report.html")
     assert "<b>low</b>" not in report and "&lt;b&gt;low&lt;/b&gt; &amp; co" in report and "<i>low" not in report
     assert not re.search(r"(src|href)=.(?!data:image/png;base64,)", report) and "<script" not in report and "@import" not in report
@@ -399,3 +399,12 @@ def test_the_entry_point_takes_a_file_or_a_filter(monkeypatch, tmp_path):
         entry.compare([])
     with pytest.raises(ConfigError, match="unknown flag --seed; did you mean seeds"):
         entry.compare(["x.yaml", "--seed", "3"])
+
+
+def test_a_run_that_goes_on_no_longer_says_why_it_failed(go):
+    name = fresh()
+    with pytest.raises(JobError):
+        go({"low digits s130": BUG}, name=name, seeds=[130])
+    assert "ZeroDivisionError" in parent_of(name).data.tags["error"]
+    go(name=name, seeds=[130])
+    assert "error" not in parent_of(name).data.tags and parent_of(name).info.status == "FINISHED"

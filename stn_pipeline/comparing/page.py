@@ -99,17 +99,16 @@ def publish(
     )
     run.log_files({"report.html": report.encode(), "runs.csv": _csv(answers).encode()} | drawn)
     run.log_json("answer.json", {"question": question, "blocks": [answer.plain() for answer in answers]})
-    for number, answer in enumerate(answers):
-        prefix = f"{number}/" if len(answers) > 1 else ""
-        run.log_metrics(
-            {
-                f"{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
-                for measure in MEASURES
-                for contrast in answer.contrasts[measure]
-            }
-        )
+    for answer in answers:
+        prefix = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
+        differences = {
+            f"{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
+            for measure in MEASURES
+            for contrast in answer.contrasts[measure]
+        }
+        run.log_metrics(differences)
     run.tag({"answer": " ".join(lines)})
-    run.describe(_description(answers, question, lines))
+    run.describe(_description(answers, question))
 
 
 def told(answers: Sequence[Answer]) -> list[str]:
@@ -210,12 +209,14 @@ def _csv(answers: Sequence[Answer]) -> str:
     return text.getvalue()
 
 
-def _description(answers: Sequence[Answer], question: str, lines: list[str]) -> str:
-    parts = ["\n".join(f"* **{line}**" if number == 0 else f"* {line}" for number, line in enumerate(lines))]
-    parts += [f"*{question}*"] if question else []
+def _description(answers: Sequence[Answer], question: str) -> str:
+    parts = []
     for answer in answers:
-        parts += [f"**{answer.title}**"] if answer.title else []
+        parts += [f"**{answer.title}**"] if answer.title and len(answers) > 1 else []
+        lines = [f"* **{' '.join(verdict)}**" for verdict in answer.verdicts().values()]
+        parts.append("\n".join(lines + [f"* {line}" for line in [*answer.beside(), *answer.single_pairs_in_words()]]))
         parts.append(answer.markdown())
+    parts += [f"*{question}*"] if question else []
     parts.append(
         "Under Artifacts: `report.html` (everything in one file, to download and to send on), `forest.png`, the loss curves, seeds, "
         "confusion matrices and warps of each block; every figure in `answer.json`, every run in `runs.csv`."
