@@ -157,7 +157,8 @@ class Run:
 
     def register(self, name: str) -> str:
         """Register the run's model as the newest version of `name`, with alias champion; return the version."""
-        version = mlflow.register_model(f"runs:/{self.id}/model", name).version
+        model = self._client.get_run(self.id).outputs.model_outputs[-1]  # by runs:/ID/model, MLflow warns that it looked twice
+        version = mlflow.register_model(f"models:/{model.model_id}", name).version
         self._client.set_registered_model_alias(name, CHAMPION, version)
         return str(version)
 
