@@ -62,6 +62,7 @@ RunRecord: TypeAlias = MlflowRun  # a run as it was when the store was asked
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow.tracking._model_registry.fluent").setLevel(logging.ERROR)  # it warns that a model is no plain artifact
 
 
 def _artifacts_without_a_server(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
@@ -157,8 +158,7 @@ class Run:
 
     def register(self, name: str) -> str:
         """Register the run's model as the newest version of `name`, with alias champion; return the version."""
-        model = self._client.get_run(self.id).outputs.model_outputs[-1]  # by runs:/ID/model, MLflow warns that it looked twice
-        version = mlflow.register_model(f"models:/{model.model_id}", name).version
+        version = mlflow.register_model(f"runs:/{self.id}/model", name).version
         self._client.set_registered_model_alias(name, CHAMPION, version)
         return str(version)
 
