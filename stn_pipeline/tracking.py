@@ -62,7 +62,6 @@ RunRecord: TypeAlias = MlflowRun  # a run as it was when the store was asked
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow.tracking._model_registry.fluent").setLevel(logging.ERROR)  # it warns that a model is no plain artifact
 
 
 def _artifacts_without_a_server(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
