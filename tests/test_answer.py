@@ -1,6 +1,7 @@
 """What is told of collapsed and missing seeds, claims and single pairs: exact words from planted tables."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import fisher_exact
@@ -8,6 +9,7 @@ from scipy.stats import fisher_exact
 from stn_pipeline.comparing.answer import Answer, SinglePair
 from stn_pipeline.comparing.arms import Trained
 from stn_pipeline.comparing.paired import paired
+from stn_pipeline.comparing.trained import trained
 
 BASE = [0.100, 0.104, 0.098, 0.101, 0.099, 0.103]
 ARM = [0.091, 0.093, 0.090, 0.094, 0.088, 0.092]
@@ -58,26 +60,48 @@ def test_what_is_missing_is_named_with_its_reason():
     assert "3 seeds" in lines[0] and "1 of 4 trainings of arm collapsed" in " ".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("status", "tags", "state", "collapsed"),
+    [
+        ("FINISHED", {}, "done", False),
+        ("FINISHED", {"collapsed": "true"}, "done", True),
+        ("FINISHED", {"collapsed": "recovered"}, "done", False),
+        ("FAILED", {"collapsed": "true", "collapsed.why": "nan"}, "diverged", True),
+        ("FAILED", {"error": "out of memory"}, "failed", False),
+        ("KILLED", {"collapsed": "true"}, "missing", False),
+    ],
+)
+def test_a_run_is_what_its_status_and_its_tags_say(status, tags, state, collapsed):
+    info, data = SimpleNamespace(run_id="r", status=status), SimpleNamespace(tags=tags, metrics={"test/loss": 0.1, "test/accuracy": 0.9})
+    found = trained(SimpleNamespace(info=info, data=data))
+    assert (found.state, found.collapsed) == (state, collapsed)
+    assert found.why == tags.get("collapsed.why", tags.get("error", "" if state != "missing" else "it was not trained to the end"))
+    data.metrics = {"test/loss": 0.1}
+    assert trained(SimpleNamespace(info=info, data=data)).state == ("missing" if status == "FINISHED" else state)
+
+
 def test_an_arm_without_a_shared_seed_is_not_compared():
     lines = Answer("t", {"base": {0: done(0.1)}, "arm": {1: done(0.2)}}, "base").sentences()
     assert "arm shares no seed with base that both have done: there is nothing to compare." in lines
 
 
-@pytest.mark.parametrize(("claim", "word"), [(-0.09, "holds"), (-0.25, "excludes")])
+@pytest.mark.parametrize(("claim", "word"), [(-0.09, "holds"), (-0.25, "excludes"), (0.2, "excludes")])
 def test_a_claim_is_held_against_the_interval(claim, word):
     answer = Answer("t", table(list(map(done, ARM))), "base", {"arm": claim})
     (line,) = answer.claims_in_words()
     low, high = answer.of("arm").t.relative_low, answer.of("arm").t.relative_high
     assert (low <= claim <= high) == (word == "holds")
     assert f"{word} it. To see a difference of that size 8 times in 10 takes {answer.of('arm').n_needed} paired seeds; here are 6." in line
-    assert line.startswith("Claimed for arm: −9.0 % test loss." if word == "holds" else "Claimed for arm: −25 % test loss.")
+    told = {-0.09: "−9.0", -0.25: "−25", 0.2: "+20"}[claim]
+    assert line.startswith(f"Claimed for arm: {told} % test loss.")
 
 
 def test_single_pairs_are_counted_by_what_each_would_have_said():
-    pairs = [SinglePair("arm", 0, 30, 5, 1e-4), SinglePair("arm", 1, 5, 30, 1e-4), SinglePair("arm", 2, 12, 10, 0.8)]
+    found = [(30, 5, 1e-4), (5, 30, 1e-4), (12, 10, 0.8), (4, 31, 1e-5)]
+    pairs = [SinglePair("arm", seed, *counts) for seed, counts in enumerate(found)]
     answer = Answer("t", table(list(map(done, ARM))), "base", single_pairs=tuple(pairs))
     (line,) = answer.single_pairs_in_words()
-    assert line == "Seed by seed (McNemar at 5 %), arm is better than base in 1 of 3 single pairs, worse in 1, neither in 1."
+    assert line == "Seed by seed (McNemar at 5 %), arm is better than base in 1 of 4 single pairs, worse in 2, neither in 1."
 
 
 def test_the_table_has_an_arm_a_row_and_the_baseline_first():
