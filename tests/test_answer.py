@@ -1,13 +1,16 @@
 """What is told of collapsed and missing seeds, claims and single pairs: exact words from planted tables."""
 
+import io
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
 from stn_pipeline.comparing.answer import Answer, SinglePair
 from stn_pipeline.comparing.arms import Trained
+from stn_pipeline.comparing.page import single_pairs
 from stn_pipeline.comparing.paired import paired
 from stn_pipeline.comparing.trained import trained
 
@@ -118,3 +121,16 @@ def test_a_claim_is_held_against_seeds_that_did_not_collapse():
     (line,) = answer.claims_in_words()
     assert "The interval here, without the collapsed seeds, " in line and "excludes it" in line and line.endswith("here are 5.")
     assert contrast.n_needed <= 3 and sound.of("arm").sought == pytest.approx(sound.of("arm").t.difference)
+
+
+@pytest.mark.parametrize(("labels", "n_pairs"), [([0, 1, 2, 0], 1), ([1, 0, 2, 0], 0)])
+def test_single_networks_are_compared_on_the_same_images_only(monkeypatch, labels, n_pairs):
+    def predictions(run_id: str, name: str) -> bytes:
+        file = io.BytesIO()
+        np.savez(file, label=np.array([0, 1, 2, 0] if run_id == "b" else labels), predicted=np.array([0, 1, 2, 2]))
+        return file.getvalue()
+
+    monkeypatch.setattr("stn_pipeline.comparing.page.read_file", predictions)
+    figures = {"test/loss": 0.1, "test/accuracy": 0.9}
+    table = {"base": {0: Trained("done", figures, run_id="b")}, "arm": {0: Trained("done", figures, run_id="a")}}
+    assert len(single_pairs(table, "base")) == n_pairs

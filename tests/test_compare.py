@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from stn_pipeline import compare as entry
 from stn_pipeline import tracking
@@ -19,10 +20,12 @@ from stn_pipeline.comparing import compare, existing
 from stn_pipeline.comparing.arms import holm
 from stn_pipeline.comparing.comparefile import CompareConfig, ExistingConfig
 from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import load
 from stn_pipeline.errors import ConfigError, RunError
 from stn_pipeline.jobs import Job, Outcome
 from stn_pipeline.jobs.driver import JobError
 from stn_pipeline.tracking import CHILD_OF, Run
+from stn_pipeline.training.fingerprint import fingerprint
 from tests.fakes import BUG, LOST, FakePool, Killed, News, ends, record
 
 NOTE = "mlflow.note.content"
@@ -162,6 +165,21 @@ def test_a_run_of_other_knobs_pixels_or_code_is_not_used_again(go, monkeypatch):
     assert go(name=fresh(), seeds=[30], train=KEYS["train"] | {"data_dir": "elsewhere"})[0].jobs == []
     monkeypatch.setattr("stn_pipeline.training.fingerprint.code_version", lambda: "another")
     assert len(go(name=fresh(), seeds=[30])[0].jobs) == 3
+
+
+def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
+    cells = compare._cells(CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3]}), lambda line: None)
+    assert len({cell.fingerprint for cell in cells}) == len(cells) == 6
+    for cell in cells:
+        assert cell.fingerprint == fingerprint(cell.config, load(cell.config, announce=lambda line: None), torch.device("cpu"))
+
+
+def test_the_number_of_workers_is_no_part_of_the_question(go):
+    name = fresh()
+    go(name=name, seeds=[140])
+    first = parent_of(name).info.run_id
+    go(name=name, seeds=[140], workers=3)
+    assert parent_of(name).info.run_id == first and len(tracking.search_runs({"comparison": name, "stage": "compare"})) == 1
 
 
 def test_two_settings_are_two_tables_and_what_they_share_is_trained_once(go):
@@ -357,6 +375,22 @@ def test_runs_that_differ_in_more_than_the_arms_are_refused(go):
     assert any("2 seeds" in line for line in ask("params.weight_decay = '0.5' and params.epochs = '4'", "arm", baseline="high"))
     assert any("2 seeds" in line for line in ask("params.weight_decay = '0.5' and params.epochs = '4'", "lr"))
     assert sum("epochs=4 lr=0.1" in line for line in ask("params.weight_decay = '0.5'", "epochs,lr", baseline="epochs=3 lr=0.01")) >= 2
+
+
+def test_of_several_runs_of_one_arm_and_seed_the_newest_counts_and_one_that_runs_does_not(go, monkeypatch):
+    train = {"epochs": 3, "weight_decay": 0.85}
+    arms = {"base": {}, "low": {"lr": 0.003}}
+    go(name=fresh(), arms=arms, seeds=[150, 151], train=train)
+    monkeypatch.setattr("stn_pipeline.training.fingerprint.code_version", lambda: "newer")
+    name = fresh()
+    go(name=name, arms=arms, seeds=[150, 151], train=train)
+    config = TrainConfig(dataset="digits", lr=0.003, epochs=3, weight_decay=0.85, seed=150)
+    tracking.create_run("running", tracking.experiment_id(), config, {"dataset_used": "digits"})
+    said = ask("params.weight_decay = '0.85'", "lr")
+    assert "digits: 4 runs have the arm and seed of a newer one and are left out" in said
+    asked = tracking.search_runs({"stage": "compare"})[-1].info.run_id
+    runs = json.loads(mlflow.artifacts.load_text(f"runs:/{asked}/answer.json"))["blocks"][0]["runs"]
+    assert {one["run_id"] for by_seed in runs.values() for one in by_seed.values()} == {child.info.run_id for child in children_of(name)}
 
 
 @pytest.mark.parametrize(
