@@ -55,6 +55,11 @@ def _check_device(name: Any) -> Any:
     raise ValueError("choose auto, cpu, cuda (a GPU) or cuda:N")
 
 
+def short_name(dataset: str) -> str:
+    """Return a set's name, short: a folder's is that of the folder itself."""
+    return Path(dataset.removeprefix(FOLDER)).name
+
+
 DatasetName = Annotated[str, BeforeValidator(_check_dataset)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 

@@ -301,7 +301,7 @@ def adopt_run(name: str, knobs: Knobs, tags: dict[str, str]) -> Run | None:
 
 def search_runs(tags: dict[str, str]) -> list[RunRecord]:
     """Return the runs that have all of these tags, oldest first, from every experiment."""
-    return filter_runs(" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()))
+    return _search(" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()))
 
 
 def filter_runs(words: str) -> list[RunRecord]:
@@ -310,15 +310,19 @@ def filter_runs(words: str) -> list[RunRecord]:
     Raises: RunError where the filter is not one, or the store does not answer.
     """
     try:
-        found: list[RunRecord] = mlflow.search_runs(
-            search_all_experiments=True,
-            filter_string=words,
-            order_by=["attributes.start_time ASC"],
-            max_results=50_000,
-            output_format="list",
-        )
+        return _search(words)
     except MlflowException as error:
         raise RunError(f"runs={words}: {_first_line(error)}; write as in params.dataset = 'mnist' and metrics.test/loss < 1") from error
+
+
+def _search(words: str) -> list[RunRecord]:
+    found: list[RunRecord] = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=words,
+        order_by=["attributes.start_time ASC"],
+        max_results=50_000,
+        output_format="list",
+    )
     return found
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from stn_pipeline.comparing.answer import Answer, SinglePair
-from stn_pipeline.comparing.arms import Trained
-from stn_pipeline.comparing.page import single_pairs
+from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.arms import SinglePair, Trained
 from stn_pipeline.comparing.paired import paired
-from stn_pipeline.comparing.trained import trained
+from stn_pipeline.comparing.trained import single_pairs, trained
 
 BASE = [0.100, 0.104, 0.098, 0.101, 0.099, 0.103]
 ARM = [0.091, 0.093, 0.090, 0.094, 0.088, 0.092]
@@ -130,7 +129,7 @@ def test_single_networks_are_compared_on_the_same_images_only(monkeypatch, label
         np.savez(file, label=np.array([0, 1, 2, 0] if run_id == "b" else labels), predicted=np.array([0, 1, 2, 2]))
         return file.getvalue()
 
-    monkeypatch.setattr("stn_pipeline.comparing.page.read_file", predictions)
+    monkeypatch.setattr("stn_pipeline.comparing.trained.read_file", predictions)
     figures = {"test/loss": 0.1, "test/accuracy": 0.9}
     table = {"base": {0: Trained("done", figures, run_id="b")}, "arm": {0: Trained("done", figures, run_id="a")}}
     assert len(single_pairs(table, "base")) == n_pairs

@@ -174,6 +174,21 @@ def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
         assert cell.fingerprint == fingerprint(cell.config, load(cell.config, announce=lambda line: None), torch.device("cpu"))
 
 
+def test_two_folders_of_one_name_are_refused_before_anything_starts(go, tmp_path):
+    from torchvision.io import write_png
+
+    for place in "ab":
+        for label in "xy":
+            folder = tmp_path / place / "photos" / label
+            folder.mkdir(parents=True)
+            for number in range(20):
+                write_png(torch.full((1, 28, 28), 5 * number + ord(place), dtype=torch.uint8), str(folder / f"{number}.png"))
+    name = fresh()
+    with pytest.raises(ConfigError, match="two of them have one name: leave one out, or rename a folder"):
+        go(name=name, datasets=[f"folder:{tmp_path / place / 'photos'}" for place in "ab"])
+    assert tracking.search_runs({"comparison": name}) == []
+
+
 def test_the_number_of_workers_is_no_part_of_the_question(go):
     name = fresh()
     go(name=name, seeds=[140])

@@ -7,22 +7,11 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
-from stn_pipeline.comparing.arms import MEASURES, Collapses, Contrast, Measure, Table, collapses, contrasts
+from stn_pipeline.comparing.arms import MEASURES, Collapses, Contrast, Measure, SinglePair, Table, collapses, contrasts
 from stn_pipeline.comparing.paired import ALPHA, Paired
 
-LOSS, ACCURACY = MEASURES
+LOSS = MEASURES[0]
 STATES = {"diverged": "diverged", "failed": "failed", "missing": "is missing"}
-
-
-@dataclass(frozen=True)
-class SinglePair:
-    """McNemar's test of one seed's two networks: images that one of them alone has right, and p."""
-
-    arm: str
-    seed: int
-    arm_only: int
-    baseline_only: int
-    p: float
 
 
 @dataclass(frozen=True)

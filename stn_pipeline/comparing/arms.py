@@ -33,6 +33,7 @@ class Trained:
 
     state: done, diverged (its loss was no longer finite), failed (for another reason), missing (not trained, or not to the end).
     figures: test/loss in nats, test/accuracy 0..1 and more; empty unless done.   collapsed: diverged, or ended at chance.
+    tags: the run's, which say where and from which code it comes.
     """
 
     state: Literal["done", "diverged", "failed", "missing"] = "missing"
@@ -40,6 +41,7 @@ class Trained:
     collapsed: bool = False
     run_id: str = ""
     why: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 Table = Mapping[str, Mapping[int, Trained]]  # by arm, by seed
@@ -94,8 +96,20 @@ class Contrast:
     def plain(self) -> dict[str, Any]:
         """Return the figures as JSON can hold them."""
         whole = asdict(self) | {"measure": self.measure.name, "unit": self.measure.unit.name, "sentence": self.sentence}
+        whole["distinguishable"] = self.is_distinguishable
         plain: dict[str, Any] = _plain(whole)
         return plain
+
+
+@dataclass(frozen=True)
+class SinglePair:
+    """McNemar's test of one seed's two networks: images that one of them alone has right, and p."""
+
+    arm: str
+    seed: int
+    arm_only: int
+    baseline_only: int
+    p: float
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import Answer
 from stn_pipeline.comparing.comparefile import Block, CompareConfig
-from stn_pipeline.comparing.page import publish, single_pairs, told
-from stn_pipeline.comparing.source import Cell, Comparison, label
+from stn_pipeline.comparing.page import publish, told
+from stn_pipeline.comparing.source import Cell, Comparison
+from stn_pipeline.comparing.trained import single_pairs
+from stn_pipeline.config import short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import LocalPool, drive, n_workers, only_driver
@@ -58,7 +60,7 @@ def _publish(comparison: Comparison, command: str) -> None:
     answers, data = [], {}
     for block in dict.fromkeys(cell.block for cell in comparison.cells):
         table = comparison.table(block)
-        title = ", ".join(filter(None, (label(block.dataset), block.setting)))
+        title = ", ".join(filter(None, (short_name(block.dataset), block.setting)))
         answers.append(Answer(title, table, config.baseline, config.claims, single_pairs(table, config.baseline)))
         data[title] = blocks[block]
     title = f"compare {config.name}"
@@ -91,9 +93,9 @@ def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
                     build(knobs, splits.image_shape, splits.n_classes)  # refuses images that are too small
                 knobs = knobs.model_copy(update={"dataset": splits.dataset})
                 cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
-    blocks = {(cell.block.setting, cell.arm, cell.seed, cell.block.dataset) for cell in cells}
-    if len(blocks) < len(cells):
-        raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them are the same set: leave one out")
+    names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}
+    if len(names) < len(cells):
+        raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them have one name: leave one out, or rename a folder")
     return cells
 
 
@@ -102,7 +104,7 @@ def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[
     asked = config.plain() | {"workers": 0, "cells": [cell.fingerprint for cell in cells]}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     name, tags = f"compare {config.name}", {"stage": "compare", "comparison": config.name, "comparison.asked": digest}
-    known = [record for record in tracking.search_runs(tags) if record.info.lifecycle_stage == "active"]
+    known = tracking.search_runs(tags)
     if known:
         run = Run(known[-1].info.run_id)
         run.reopen()

@@ -8,10 +8,9 @@ from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import Answer
 from stn_pipeline.comparing.arms import Trained
 from stn_pipeline.comparing.comparefile import ExistingConfig
-from stn_pipeline.comparing.page import publish, single_pairs, told
-from stn_pipeline.comparing.source import label
-from stn_pipeline.comparing.trained import trained
-from stn_pipeline.config import TrainConfig, default_of
+from stn_pipeline.comparing.page import publish, told
+from stn_pipeline.comparing.trained import single_pairs, trained
+from stn_pipeline.config import TrainConfig, default_of, short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError, StnError, did_you_mean
 from stn_pipeline.tracking import RunRecord
@@ -35,13 +34,14 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
     found = _found(asked, say)
     baseline = _baseline(asked, [one.arm for one in found])
     answers, data = [], {}
+    names = Counter(short_name(dataset) for dataset in {one.config.dataset for one in found})
     for dataset in dict.fromkeys(one.config.dataset for one in found):
         own = [one for one in found if one.config.dataset == dataset]
         table: dict[str, dict[int, Trained]] = {arm: {} for arm in dict.fromkeys(one.arm for one in found)}
         for one in own:  # oldest first: of several the newest stays
             table[one.arm][one.config.seed] = one.trained
         n_older = len(own) - sum(map(len, table.values()))
-        title = label(dataset)
+        title = short_name(dataset) if names[short_name(dataset)] == 1 else dataset
         if n_older:
             say(f"{title}: {n_older} runs have the arm and seed of a newer one and are left out")
         if not table[baseline] or not any(table[arm] for arm in table if arm != baseline):
@@ -71,7 +71,7 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
 
 
 def _found(asked: ExistingConfig, say: Callable[[str], object]) -> list[Found]:
-    records = [record for record in tracking.filter_runs(asked.runs) if record.info.lifecycle_stage == "active"]
+    records = tracking.filter_runs(asked.runs)
     whole = [(record, config) for record in records if (config := _training(record)) is not None]
     if not whole:
         raise RunError(f"runs={asked.runs}: finds {len(records)} runs and no whole training among them: write another filter")

@@ -16,11 +16,11 @@ import torch
 
 from stn_pipeline import figures
 from stn_pipeline.comparing import pictures
-from stn_pipeline.comparing.answer import Answer, SinglePair
-from stn_pipeline.comparing.arms import MEASURES, Table, mcnemar
+from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.arms import MEASURES
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import StnError
-from stn_pipeline.tracking import Run, find_run, load_checkpoint, metric_by_epoch, read_file
+from stn_pipeline.tracking import Run, load_checkpoint, metric_by_epoch, read_file
 
 SHOWN_IMAGES = 8
 PROVENANCE = {"device": "device", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"}
@@ -35,31 +35,6 @@ CAPTIONS = {
     "confusions": "Errors by class, summed over the seeds.",
     "warps": "The same test images under one trained network of each arm (one seed).",
 }
-
-
-def single_pairs(table: Table, baseline: str) -> tuple[SinglePair, ...]:
-    """Return McNemar's test of each seed by itself, where both networks' predictions are kept and are of the same images."""
-    found = []
-    kept: dict[str, tuple[Any, Any] | None] = {}
-
-    def predictions(run_id: str) -> tuple[Any, Any] | None:
-        if run_id not in kept:
-            content = read_file(run_id, "predictions.npz")
-            kept[run_id] = None
-            if content is not None:
-                with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                    kept[run_id] = arrays["label"], arrays["predicted"]
-        return kept[run_id]
-
-    for arm in table:
-        for seed in sorted(table[arm].keys() & table[baseline].keys() if arm != baseline else ()):
-            pair = [table[name][seed] for name in (arm, baseline)]
-            if any(one.state != "done" for one in pair):
-                continue
-            one, other = (predictions(trained.run_id) for trained in pair)
-            if one is not None and other is not None and np.array_equal(one[0], other[0]):
-                found.append(SinglePair(arm, seed, *mcnemar(one[1] == one[0], other[1] == other[0])))
-    return tuple(found)
 
 
 def publish(
@@ -127,10 +102,10 @@ def _pictures(answer: Answer, splits: Callable[[Answer], Splits | None] | None) 
         for arm, by_seed in answer.table.items()
     }
     return {
-        "losses": pictures.losses(answer, histories, f"{answer.title}: loss per epoch".lstrip(": ")),
-        "seeds": pictures.seeds(answer, f"{answer.title}: seed by seed".lstrip(": ")),
-        "confusions": pictures.confusions(_confusions(answer), f"{answer.title}: errors".lstrip(": ")),
-        "diagnostics": pictures.diagnostics(answer, histories, f"{answer.title}: the localiser".lstrip(": ")),
+        "losses": pictures.losses(answer, histories, f"{answer.title}: loss per epoch"),
+        "seeds": pictures.seeds(answer, f"{answer.title}: seed by seed"),
+        "confusions": pictures.confusions(_confusions(answer), f"{answer.title}: errors"),
+        "diagnostics": pictures.diagnostics(answer, histories, f"{answer.title}: the localiser"),
         "warps": _warps(answer, splits(answer) if splits else None),
     }
 
@@ -165,7 +140,7 @@ def _warps(answer: Answer, splits: Splits | None) -> bytes | None:
         arms[arm] = warped.numpy(), None if points is None else points.numpy()
     if not arms:
         return None
-    title = f"{answer.title}: the same test images under each arm, seed {seed}".lstrip(": ")
+    title = f"{answer.title}: the same test images under each arm, seed {seed}"
     return figures.to_png(figures.warps_by_arm(images.numpy(), arms, title))
 
 
@@ -188,12 +163,10 @@ def _by_seed(answer: Answer) -> list[list[str]]:
 def _provenance(answers: Sequence[Answer]) -> dict[str, list[str]]:
     """Return on what, and from which code, the runs were trained: each value once."""
     found: dict[str, dict[str, None]] = {name: {} for name in PROVENANCE.values()}
-    run_ids = {one.run_id for answer in answers for by_seed in answer.table.values() for one in by_seed.values() if one.run_id}
-    for run_id in sorted(run_ids):
-        tags = find_run(run_id).data.tags
+    for one in (one for answer in answers for by_seed in answer.table.values() for one in by_seed.values()):
         for tag, name in PROVENANCE.items():
-            if tag in tags:
-                found[name][tags[tag][:12] if name == "commit" else tags[tag]] = None
+            if tag in one.tags:
+                found[name][one.tags[tag][:12] if name == "commit" else one.tags[tag]] = None
     return {name: list(values) for name, values in found.items() if values}
 
 
@@ -212,7 +185,7 @@ def _csv(answers: Sequence[Answer]) -> str:
 def _description(answers: Sequence[Answer], question: str) -> str:
     parts = []
     for answer in answers:
-        parts += [f"**{answer.title}**"] if answer.title and len(answers) > 1 else []
+        parts += [f"**{answer.title}**"] if len(answers) > 1 else []
         lines = [f"* **{' '.join(verdict)}**" for verdict in answer.verdicts().values()]
         parts.append("\n".join(lines + [f"* {line}" for line in [*answer.beside(), *answer.single_pairs_in_words()]]))
         parts.append(answer.markdown())
@@ -226,7 +199,7 @@ def _description(answers: Sequence[Answer], question: str) -> str:
 
 def _safe(name: str) -> str:
     """Return a name that a file and a metric may have."""
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or "all"
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
 
 
 def _embedded(content: bytes) -> dict[str, Any]:

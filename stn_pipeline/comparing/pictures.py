@@ -53,7 +53,7 @@ def _rows(answer: Answer, measure: Measure) -> list[_Row]:
 
 def forest(answers: Sequence[Answer], title: str) -> bytes | None:
     """Return every difference with its interval: thick by t (Fieller's for shares), thin by bootstrap, a cross what is claimed."""
-    n_rows = sum(len(_rows(answer, LOSS)) + bool(answer.title) for answer in answers)
+    n_rows = sum(len(_rows(answer, LOSS)) + 1 for answer in answers)
     if not any(_rows(answer, LOSS) for answer in answers):
         return None
     with sheet(9.2, 1.5 + 0.36 * n_rows, title) as figure:
@@ -62,9 +62,8 @@ def forest(answers: Sequence[Answer], title: str) -> bytes | None:
             placed: list[tuple[float, _Row]] = []
             y, marks = 0.0, []
             for answer in answers:
-                if answer.title:
-                    marks.append((y, answer.title))
-                    y += 1
+                marks.append((y, answer.title))
+                y += 1
                 for row in _rows(answer, measure):
                     marks.append((y, row.name))
                     placed.append((y, row))

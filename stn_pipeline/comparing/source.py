@@ -6,7 +6,7 @@ from typing import NamedTuple
 from stn_pipeline.comparing.arms import Table, Trained
 from stn_pipeline.comparing.comparefile import Block, CompareConfig
 from stn_pipeline.comparing.trained import trained
-from stn_pipeline.config import TrainConfig
+from stn_pipeline.config import TrainConfig, short_name
 from stn_pipeline.jobs import Job, Outcome, Trainings
 from stn_pipeline.tracking import CHILD_OF, Run, create_run, find_run, search_runs
 from stn_pipeline.training import Record
@@ -42,7 +42,7 @@ class Comparison:
             if not self.trainings.is_open(fingerprint):
                 continue
             for record in search_runs({"fingerprint": fingerprint}):
-                if trained(record).state in ("done", "diverged") and record.info.lifecycle_stage == "active":
+                if trained(record).state in ("done", "diverged"):
                     self.trainings.adopt(fingerprint, record)
                     self.reused.add(fingerprint)
                     break
@@ -82,7 +82,7 @@ class Comparison:
 
     def title(self, cell: Cell) -> str:
         """Return what a training is called, as in `diffeo mnist s3`."""
-        return " ".join(filter(None, (cell.arm, label(cell.block.dataset), cell.block.setting, f"s{cell.seed}")))
+        return " ".join(filter(None, (cell.arm, short_name(cell.block.dataset), cell.block.setting, f"s{cell.seed}")))
 
     def epoch(self, job: Job, record: Record) -> bool:
         """Let it go on."""
@@ -100,8 +100,3 @@ class Comparison:
                 training = self.trainings.by_key.get(cell.fingerprint)
                 found[cell.arm][cell.seed] = Trained(why="it was not started") if training is None else trained(find_run(training.run.id))
         return found
-
-
-def label(dataset: str) -> str:
-    """Return the last part of a data set's name."""
-    return dataset.removesuffix("/").rpartition("/")[2].removeprefix("folder:")

@@ -6,13 +6,12 @@ Shapes: N images, C channels, H W image size, K classes.
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stn_pipeline.config import FOLDER
+from stn_pipeline.config import short_name
 from stn_pipeline.errors import DataError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
@@ -103,10 +102,14 @@ class Splits:
     @property
     def name(self) -> str:
         """The set's name, short: a folder's is that of the folder itself."""
-        return Path(self.dataset.removeprefix(FOLDER)).name
+        return short_name(self.dataset)
 
     def digests(self) -> dict[str, str]:
         """Return a checksum of each split's pixels and labels."""
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
         return {
             name: f"{zlib.crc32(split.labels.cpu().numpy().data, zlib.crc32(split.images.cpu().numpy().data)):08x}"
             for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
