@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.model.native import Geometry, Kernel, stage_kernel
 from stn_pipeline.transforms import lattice
 
 SMALLEST_SIDE = 4
@@ -52,31 +53,51 @@ class CoordConv2d(nn.Conv2d):
         channels = [x, y, torch.sqrt(x**2 + y**2)] if radius else [x, y]
         self.register_buffer("coordinates", torch.stack(channels, dim=1), persistent=False)  # (1, 2 or 3, H, W)
 
+    def with_coordinates(self, input: Tensor) -> Tensor:
+        """Append the coordinates to (B, C, H, W)."""
+        coordinates = self.get_buffer("coordinates").to(input.dtype).expand(input.shape[0], -1, -1, -1)
+        return torch.cat((input, coordinates), dim=1)
+
     def forward(self, input: Tensor) -> Tensor:
         """Convolve (B, C, H, W) and its coordinates."""
-        coordinates = self.get_buffer("coordinates").to(input.dtype).expand(input.shape[0], -1, -1, -1)
-        return super().forward(torch.cat((input, coordinates), dim=1))
+        return super().forward(self.with_coordinates(input))
 
 
 class Stage(nn.Module):
-    """Convolution, 2x2 max pooling, channel dropout (where asked), ReLU: (B, C, H, W) -> (B, out, h, w).
+    """Convolution, 2x2 max pooling, ReLU, channel dropout (where asked): (B, C, H, W) -> (B, out, h, w).
 
     The order is for speed and changes nothing: dropout scales a whole channel by a number >= 0, so it may follow the
-    pooling. `size` is the (h, w) that comes out.
+    pooling and the ReLU. `size` is the (h, w) that comes out.
     """
 
     def __init__(self, channels: tuple[int, int], kernel: int, image_size: tuple[int, int], options: "Options", *, dropout: bool = False):
         super().__init__()
-        padding = kernel // 2 if options.padded else 0
+        self.padding = kernel // 2 if options.padded else 0
         self.conv = (
-            CoordConv2d(*channels, kernel, padding, image_size, options.coordconv_r)
+            CoordConv2d(*channels, kernel, self.padding, image_size, options.coordconv_r)
             if options.coordconv
-            else nn.Conv2d(*channels, kernel, padding=padding)
+            else nn.Conv2d(*channels, kernel, padding=self.padding)
         )
         self.dropout = nn.Dropout2d() if dropout else nn.Identity()
-        height, width = ((side + 2 * padding - kernel + 1) // 2 for side in image_size)
-        self.size = (height, width)
+        height, width = (side + 2 * self.padding for side in image_size)
+        self.geometry = Geometry(self.conv.in_channels, self.conv.out_channels, kernel, height, width)
+        self.size = self.geometry.size
+        self._kernel: Kernel | None = None
+
+    def use_kernel(self) -> None:
+        """Compute by a kernel compiled for this machine from now on: float32 on the CPU only, the same to rounding.
+
+        Raises: CompilerError.
+        """
+        self._kernel = stage_kernel(self.geometry)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled, rectified features."""
-        return F.relu(self.dropout(F.max_pool2d(self.conv(x), 2)))
+        if self._kernel is None:
+            pooled = F.relu(F.max_pool2d(self.conv(x), 2))
+        else:
+            inputs = self.conv.with_coordinates(x) if isinstance(self.conv, CoordConv2d) else x
+            inputs = F.pad(inputs, (self.padding,) * 4) if self.padding else inputs
+            pooled = self._kernel(inputs, self.conv.weight, self.conv.get_parameter("bias"))
+        kept: Tensor = self.dropout(pooled)
+        return kept
