@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from stn_pipeline.errors import ConfigError, did_you_mean
 
 FOLDER = "folder:"
+MACHINE = {"device", "data_dir", "compile"}  # knobs that say where and how fast, not what is learned
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "svhn", "digits")
 DATASET_CHOICES = ", ".join((*DATASETS, f"{FOLDER}PATH"))
 DATASET_HELP = f"images to learn: {DATASET_CHOICES}; auto is mnist, or the bundled digits where mnist cannot be had"
@@ -130,6 +131,9 @@ class TrainConfig(Knobs):
     precision: Literal["fp32", "tf32", "bf16"] = knob(
         "fp32", help="arithmetic of training: tf32 (GPU) for the convolutions, bf16 for the products too; the warp and the scores are fp32"
     )
+    compile: Literal["auto", "on", "off"] = knob(
+        "auto", help="train by kernels compiled for this CPU (fp32), by captured steps on a GPU; auto where that pays, the same to rounding"
+    )
 
     @model_validator(mode="after")
     def _knobs_agree(self) -> Self:
@@ -140,7 +144,7 @@ class TrainConfig(Knobs):
     def meaning(self) -> dict[str, Any]:
         """Return the knobs that decide what is learned: not where it happens, and none that this network does not have."""
         lacking = {"loc_lr_multiplier", "padding"} if self.transform == "none" else set()
-        return self.model_dump(exclude={"device", "data_dir"} | lacking)
+        return self.model_dump(exclude=MACHINE | lacking)
 
     @property
     def arm(self) -> str:

@@ -24,9 +24,9 @@ def train(argv: Sequence[str]) -> None:
     # Only now: torch and MLflow take seconds to import, and a bad flag should not wait for them.
     from stn_pipeline import jobs, tracking
     from stn_pipeline.data import load
-    from stn_pipeline.model import build
     from stn_pipeline.progress import Progress
     from stn_pipeline.training.device import describe, resolve
+    from stn_pipeline.training.engine import rehearse
 
     resume = None
     if run_id is not None:
@@ -36,14 +36,14 @@ def train(argv: Sequence[str]) -> None:
     device = resolve(config.device, config.precision)
     splits = load(config, device)
     config = config.model_copy(update={"dataset": splits.dataset})
-    build(config, splits.image_shape, splits.n_classes)  # refuses images that are too small, before there is a run
+    engine = rehearse(config, splits, device, announce=print)  # before there is a run
     if resume is not None and resume.digests != splits.digests():
         raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
 
     title = jobs.title_of(config, splits)
     with tracking.open_run(title, config, resume=run_id, device=describe(device)) as run:
         counts = f"{len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test images"
-        print(f"run {run.id}  {title}  {counts}, on {describe(device)}", flush=True)
+        print(f"run {run.id}  {title}  {counts}, on {describe(device)}, {engine}", flush=True)
         with Progress(config.epochs, len(splits.train), resume.state.epoch if resume else 0) as progress:
             last, scores = jobs.train_and_test(config, splits, run, resume=resume, watch=progress.watch, tick=progress.tick)
         print(f"test {jobs.in_words(scores)}. Best epoch {last.state.best_epoch} of {config.epochs} by validation loss.")

@@ -88,7 +88,7 @@ def test_what_is_shown_as_params_is_text_that_yaml_reads_back():
         ({"arms": {"base": {}, "low": {"learning_rate": 1}}}, "arms.low: unknown knob learning_rate"),
         ({"arms": {"base": {}, "low": {"lr": -1}}}, "arms.low.lr=-1: must be > 0"),
         ({"arms": {"base": {}, "low": {"seed": 3}}}, "arms.low.seed: seeds: gives them"),
-        ({"arms": {"base": {}, "low": {"device": "cpu"}}}, "arms.low.device: says where, not what"),
+        ({"arms": {"base": {}, "low": {"device": "cpu"}}}, "arms.low.device: says where or how fast, not what"),
         ({"arms": {"base": {}, "r": {"coordconv_r": True}}}, "coordconv_r=true needs coordconv=true"),
         ({"arms": {"base": {}, "same": {"lr": 0.01}}}, "arms.same: is the same network as arms.base"),
         (

@@ -19,6 +19,7 @@ OTHERS = {
     "dataset": "digits", "data_dir": "some where", "image_size": "32", "val_fraction": "0.25", "transform": "diffeo", "coordconv": "True",
     "coordconv_r": "true", "padding": "border", "epochs": "7", "batch_size": "128", "lr": "2e-2", "loc_lr_multiplier": "1",
     "optimizer": "sgd", "weight_decay": "1e-4", "schedule": "cosine", "seed": "3", "device": "cpu", "precision": "bf16",
+    "compile": "off",
 }  # fmt: skip
 
 

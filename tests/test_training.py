@@ -31,6 +31,7 @@ from stn_pipeline.training.device import arithmetic, resolve
 from stn_pipeline.training.step import make_optimizer, step
 
 fit_module = importlib.import_module("stn_pipeline.training.fit")  # the package's own attribute `fit` is the function
+step_module = importlib.import_module("stn_pipeline.training.step")
 CPU = torch.device("cpu")
 ARMS = [{"transform": "none"}, {"transform": "affine"}, {"transform": "diffeo", "coordconv": True, "coordconv_r": True}]
 IDS = ["none", "affine", "diffeo-coordconv-r"]
@@ -116,7 +117,7 @@ def idle(*_: Any) -> tuple[Tensor, Tensor]:
 
 
 def replace_step(monkeypatch: pytest.MonkeyPatch, with_: Step) -> None:
-    monkeypatch.setattr(fit_module, "step", with_)
+    monkeypatch.setattr(step_module, "step", with_)
 
 
 def watch_steps(monkeypatch: pytest.MonkeyPatch, look: Callable[..., object], then: Step = step) -> None:

@@ -14,9 +14,9 @@ from stn_pipeline.config import short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import LocalPool, drive, n_workers, only_driver
-from stn_pipeline.model import build
 from stn_pipeline.tracking import Run
 from stn_pipeline.training.device import resolve
+from stn_pipeline.training.engine import rehearse
 from stn_pipeline.training.fingerprint import fingerprint
 
 
@@ -90,7 +90,7 @@ def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
                     known[key] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
                 splits = known[key]
                 if seed == config.seeds[0]:
-                    build(knobs, splits.image_shape, splits.n_classes)  # refuses images that are too small
+                    rehearse(knobs, splits, device, say)
                 knobs = knobs.model_copy(update={"dataset": splits.dataset})
                 cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
     names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BeforeValidator, model_validator
 
 from stn_pipeline import questions
-from stn_pipeline.config import DatasetName, Knobs, TrainConfig, knob
+from stn_pipeline.config import MACHINE, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError, did_you_mean
 from stn_pipeline.questions import names
 
@@ -15,7 +15,6 @@ OWN_KEY = {  # knobs that a comparison sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
     "seed": "seeds: gives them, the same for every arm",
 }
-PLACES = ("device", "data_dir")
 MOST_SEEDS = 1000
 
 
@@ -132,9 +131,9 @@ def _named(key: str, given: Any, train: dict[str, Any]) -> dict[str, dict[str, A
         raise ConfigError(f"{key}={given}: must be names and their knobs, as in {{base: {{}}, tps: {{transform: tps}}}}")
     named = {str(name): questions.knobs(f"{key}.{name}", knobs, OWN_KEY, train) for name, knobs in given.items()}
     for name, knobs in named.items():
-        for place in PLACES:
+        for place in sorted(MACHINE):
             if place in knobs:
-                raise ConfigError(f"{key}.{name}.{place}: says where, not what: put it under train:")
+                raise ConfigError(f"{key}.{name}.{place}: says where or how fast, not what: put it under train:")
     return named
 
 

@@ -15,6 +15,7 @@ from stn_pipeline.errors import DivergedError
 from stn_pipeline.model import Network, build
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Checkpoint, Epoch, Record, Scores, calibration, fit, report, score
+from stn_pipeline.training.engine import engage
 from stn_pipeline.training.fingerprint import code_version, fingerprint
 from stn_pipeline.training.fit import at_chance
 
@@ -30,16 +31,17 @@ def run_trial(
     *,
     resume: Checkpoint | None = None,
     watch: Callable[[Record], object] = lambda record: None,
-    tick: Callable[[int], object] | None = None,
+    tick: Callable[[int], object] = lambda n_images: None,
     lean: bool = False,
 ) -> Checkpoint:
     """Train, logging every epoch and keeping a checkpoint after it; the test split is not touched.
 
     `config.dataset` is the one really used, `splits` lie on the device, `resume` is where to go on from. `watch` is told
-    each epoch's numbers and may raise to stop; `tick` is told the number of images after each step. A `lean` trial logs
+    each epoch's numbers and may raise to stop; `tick` is told the number of images after each step, or several. A `lean` trial logs
     no pictures, and its checkpoint only every LEAN_CHECKPOINT_S seconds and at the end.
     """
     network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(splits.train.images.device)
+    run.tag({"engine": engage(network, config, len(splits.train))})
     shown = splits.val.images[splits.val.spread(SHOWN_EACH_EPOCH)].float() / 255
     digests = splits.digests()
     last, kept_at = resume, time.monotonic()
@@ -71,7 +73,7 @@ def train_and_test(
     *,
     resume: Checkpoint | None = None,
     watch: Callable[[Record], object] = lambda record: None,
-    tick: Callable[[int], object] | None = None,
+    tick: Callable[[int], object] = lambda n_images: None,
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """Train, then score the best epoch on the test split, log its model and pictures, and say on the run's page how it went.
 

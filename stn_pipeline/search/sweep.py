@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from stn_pipeline import tracking
-from stn_pipeline.config import TrainConfig
+from stn_pipeline.config import MACHINE, TrainConfig
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError
 from stn_pipeline.jobs import Job, LocalPool, Outcome, drive, n_workers, only_driver
-from stn_pipeline.model import build
 from stn_pipeline.search.page import publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
@@ -17,6 +16,7 @@ from stn_pipeline.search.sweepfile import SweepConfig, in_words
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
 from stn_pipeline.training.device import resolve
+from stn_pipeline.training.engine import rehearse
 
 TOKEN = "study.token"  # tag by which a study finds its own run
 
@@ -98,9 +98,9 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
 def _check(sweep: SweepConfig, dataset: str, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:
     """Return the default configuration and the data, both fit to be trained."""
     config = sweep.config(dataset)
-    resolve(config.device, config.precision)
+    device = resolve(config.device, config.precision)
     splits = load(config, announce=say)
-    build(config, splits.image_shape, splits.n_classes)  # refuses images that are too small
+    rehearse(config, splits, device, say)
     return config.model_copy(update={"dataset": splits.dataset}), splits
 
 
@@ -110,7 +110,7 @@ def _study_name(sweep: SweepConfig, splits: Splits) -> str:
 
 def _meaning(sweep: SweepConfig, config: TrainConfig, splits: Splits) -> dict[str, str]:
     """Return what decides what a trial's value means, in words."""
-    fixed = config.model_dump(exclude={"device", "data_dir", "seed", *sweep.search})
+    fixed = config.model_dump(exclude={*MACHINE, "seed", *sweep.search})
     data = {"data": " ".join(splits.digests()[name] for name in ("train", "val"))}
     own = {"objective": sweep.objective, "direction": sweep.direction, "seed": str(sweep.seed)}
     searched = {f"search.{knob}": in_words(space) for knob, space in sweep.search.items()}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from stn_pipeline import questions
-from stn_pipeline.config import Choices, DatasetName, Knobs, Range, TrainConfig, choices_of, knob, search_of
+from stn_pipeline.config import MACHINE, Choices, DatasetName, Knobs, Range, TrainConfig, choices_of, knob, search_of
 from stn_pipeline.errors import ConfigError, did_you_mean
 from stn_pipeline.questions import names
 
@@ -16,7 +16,7 @@ OWN_KEY = {  # knobs that a sweep sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
     "seed": "seed: is the sweep's, final: the number of fresh ones",
 }
-SAME_FOR_ALL = ("data_dir", "val_fraction", "device")  # knobs that a search may not vary: values would not compare
+SAME_FOR_ALL = {*MACHINE, "val_fraction"}  # knobs that a search may not vary: values would not compare
 
 
 class SweepConfig(Knobs):

@@ -17,9 +17,11 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split
 from stn_pipeline.errors import DivergedError
 from stn_pipeline.model import Network
+from stn_pipeline.training.captured import CapturedSteps
 from stn_pipeline.training.device import arithmetic
+from stn_pipeline.training.engine import engage
 from stn_pipeline.training.scores import score
-from stn_pipeline.training.step import make_optimizer, set_learning_rate, step
+from stn_pipeline.training.step import Steps, make_optimizer
 from stn_pipeline.transforms import warp_shape
 
 PATIENCE_STEPS = 500
@@ -86,7 +88,7 @@ def fit(
     val: Split,
     config: TrainConfig,
     state: State | None = None,
-    tick: Callable[[int], object] | None = None,
+    tick: Callable[[int], object] = lambda n_images: None,
 ) -> Iterator[Epoch]:
     """Train the network, yielding after each epoch; selection is by validation loss, and no test split comes here.
 
@@ -94,12 +96,13 @@ def fit(
     on from its last state is, on the CPU and with as many threads, the unbroken run bit for bit.
 
     The network lies on the device of the splits, its `mean` and `std` set. `state` is where to go on from; `tick` is
-    told the number of images after each step.
+    told the number of images after each step, or several.
 
     Raises: DivergedError, at the end of the epoch, with epoch, step and learning rate, when a loss is not finite.
     """
     device = train.images.device
-    if device.type == "cpu":  # convolutions with few channels: 1.9x the speed
+    engine = engage(network, config, len(train))
+    if engine == "plain" and device.type == "cpu":  # convolutions with few channels: 1.9x the speed
         network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, config)
     if state is None:
@@ -107,25 +110,16 @@ def fit(
     else:
         network.load_state_dict(state.network)
         optimizer.load_state_dict(state.optimizer)
-    n_steps = math.ceil(len(train) / config.batch_size)
+    steps = (CapturedSteps if engine == "captured" else Steps)(network, optimizer, train, config)
+    n_steps = steps.n_steps
 
     for number in range(state.epoch + 1, config.epochs + 1):
         started = time.perf_counter()
         torch.manual_seed(config.seed * 100_003 + number)
         order = torch.randperm(len(train)).to(device)
-        losses = torch.zeros(n_steps, device=device)
-        n_right = torch.zeros((), dtype=torch.long, device=device)
         network.train()
         with arithmetic(config.precision):
-            for index in range(n_steps):
-                set_learning_rate(optimizer, config, ((number - 1) * n_steps + index) / (config.epochs * n_steps))
-                picked = order[index * config.batch_size : (index + 1) * config.batch_size]
-                images = train.images.index_select(0, picked).float().div_(255)
-                loss, right = step(network, optimizer, images, train.labels.index_select(0, picked), config.precision)
-                losses[index] = loss
-                n_right += right
-                if tick is not None:
-                    tick(len(picked))
+            losses, n_right = steps.epoch(number, order, tick)
         _check_finite(losses, number, config)  # the epoch's first wait for the device
         seconds = time.perf_counter() - started
         val_scores = score(network, val)

@@ -1,0 +1,70 @@
+"""How fast a training runs, never what it learns: the plain modules, compiled kernels on the CPU, captured steps on a GPU.
+
+The plain network is the definition. The others are chosen here, for the whole of a training, by its knobs and the size of
+its data alone, so that one command twice is one run twice.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import Splits
+from stn_pipeline.errors import ConfigError
+from stn_pipeline.model import Network, build
+from stn_pipeline.model.layers import Stage
+from stn_pipeline.model.native import CompilerError, is_compiled
+
+Engine = Literal["plain", "kernels", "captured"]
+
+# Products (forward, of all the epochs) from which kernels save more than the seconds that compiling them takes: one and
+# a half epochs of MNIST.
+PAYS_BACK = 6e10
+
+
+def engage(network: Network, config: TrainConfig, n_images: int, announce: Callable[[str], object] = lambda line: None) -> Engine:
+    """Make a network as fast as its knobs and this machine allow, and return how: before its first step, on its device.
+
+    n_images: of the training split.   announce: told a line when there is something to wait for, or to install.
+    Raises: ConfigError where compile=on cannot be had.
+    """
+    if next(network.parameters()).device.type == "cuda":
+        return "plain" if config.compile == "off" else "captured"
+    stages = [module for module in network.modules() if isinstance(module, Stage)]
+    if why := _against(stages, config, n_images):
+        if config.compile == "on":
+            raise ConfigError(f"compile=on: {why}")
+        return "plain"
+    if not is_compiled(stage.geometry for stage in stages):
+        announce("compiling kernels for this processor: a few seconds, once")
+    try:
+        for stage in stages:
+            stage.use_kernel()
+    except CompilerError as error:
+        if config.compile == "on":
+            raise ConfigError(f"compile=on: {error}: give compile=auto or off") from error
+        announce(f"training goes on without compiled kernels, about three times slower: {error}")
+        return "plain"
+    return "kernels"
+
+
+def _against(stages: list[Stage], config: TrainConfig, n_images: int) -> str:
+    """Return what speaks against kernels, or nothing."""
+    products = sum(stage.geometry.products for stage in stages) * n_images * config.epochs
+    if config.compile == "off":
+        return "it is off"
+    if config.precision != "fp32":
+        return f"kernels compute in fp32, got precision={config.precision}: give precision=fp32 or compile=off"
+    if not all(stage.geometry.fits for stage in stages):
+        return "the images are too large for kernels to pay: give compile=off or smaller images"
+    return "it would not pay" if config.compile == "auto" and products < PAYS_BACK else ""
+
+
+def rehearse(config: TrainConfig, splits: Splits, device: torch.device, announce: Callable[[str], object]) -> Engine:
+    """Build what will be trained, and throw it away: so that nothing is found wrong, or compiled, after the start.
+
+    Raises: ConfigError where the images are too small, or the engine that is asked for cannot be had.
+    """
+    network = build(config, splits.image_shape, splits.n_classes).to(device)
+    return engage(network, config, len(splits.train), announce)
