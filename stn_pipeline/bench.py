@@ -1,27 +1,32 @@
-"""How fast is the training loop beside the one people write: `python -m stn_pipeline.bench --dataset mnist`.
+"""How fast is the training loop beside the ones people write: `python -m stn_pipeline.bench --dataset mnist`.
 
-The reference is the report's own way: a DataLoader with per-item transforms, the network as the PyTorch tutorial has
-it, Adam. Both loops train whole epochs in turn, so that a drifting machine slows both.
+All contenders train whole epochs in turn, each in processes of its own, so that a drifting machine slows all. A ratio is
+told a repeat and then summed up: its median, smallest and largest.
 """
 
 import json
 import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
+import re
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
+import stn_pipeline
 from stn_pipeline import cli
-from stn_pipeline.config import DATASET_HELP, DEVICE_HELP, DatasetName, DeviceName, Knobs, TrainConfig, knob
-from stn_pipeline.errors import ConfigError
+from stn_pipeline.config import DATASET_HELP, DEVICE_HELP, DatasetName, DeviceName, Knobs, knob
+from stn_pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
 
-    from stn_pipeline.data import Split, Splits
+    from stn_pipeline.benching.contenders import Contender, Setting
+
+VARIED = ("dataset", "transform", "precision", "batch_size", "image_size", "images", "threads", "at_once")
 
 
 def _numbers(text: Any) -> str:
@@ -31,163 +36,196 @@ def _numbers(text: Any) -> str:
     return ",".join(words)
 
 
+def _varied(text: Any) -> str:
+    for word in str(text).split():
+        name, equals, values = word.partition("=")
+        if name not in VARIED or not equals or not all(values.split(",")):
+            rule = f"such as batch_size=16,256 transform=none,diffeo, of {', '.join(VARIED)}"
+            raise ValueError(f"must be knobs and their values, {rule}{did_you_mean(name, VARIED)}")
+    return str(text)
+
+
 class BenchConfig(Knobs):
     """One comparison of speeds."""
 
     dataset: DatasetName = knob("auto", help=DATASET_HELP)
     data_dir: str = knob("data", help="folder of the torchvision sets")
-    transform: str = knob("affine", help="family of warps of our engine; the reference is always affine")
+    transform: str = knob("affine", help="family of warps of our engine; the loops beside it are always affine")
+    precision: str = knob("fp32", help="arithmetic of our engine; the loops beside it are always fp32")
     batch_size: int = knob(64, help="images a step", unit="images", ge=1)
+    image_size: int = knob(0, help="side to which all images are scaled; 0 keeps their own", unit="px", ge=0, le=1024)
+    images: int = knob(0, help="training images an epoch; 0 for all", unit="images", ge=0)
+    threads: int = knob(0, help="of all the processes of a contender together; 0 for one a core", ge=0)
+    at_once: int = knob(0, help="trainings side by side where a sweep's speed is told; 0 for one a core, at most 8", ge=0)
+    workers: Annotated[str, BeforeValidator(_numbers)] = knob("0,2,4", help="DataLoader workers of the loops beside ours")
+    vary: Annotated[str, BeforeValidator(_varied)] = knob(
+        "", help="knobs to give other values, one knob at a time, as in 'batch_size=16,256 image_size=28,64'"
+    )
+    vary_images: int = knob(6400, help="training images an epoch where knobs are varied; 0 for all", unit="images", ge=0)
     repeats: int = knob(3, help="epochs of each loop, in turn, after one that is not counted", ge=1)
-    workers: Annotated[str, BeforeValidator(_numbers)] = knob("0,2,4", help="DataLoader workers of the reference loops")
     device: DeviceName = knob("auto", help=DEVICE_HELP)
-    out: str = knob("", help="file for the figures as JSON; none by default")
+    out: str = knob("", help="folder for bench.json and bench.png; none by default")
 
+    def setting(self) -> "Setting":
+        """Return what is trained, checked as a training's knobs are."""
+        from stn_pipeline.benching.contenders import Setting
+        from stn_pipeline.jobs import available_cores, n_workers
 
-def report_net(in_channels: int, image_size: tuple[int, int], n_classes: int) -> "torch.nn.Module":
-    """Return the report's network as the PyTorch tutorial writes it, sizes derived: images (B, C, H, W) -> log-probabilities.
-
-    The independent definition that the engine's network is tested and timed against.
-    """
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-
-    def after(side: int, kernel: int) -> int:
-        return (side - kernel + 1) // 2
-
-    class ReportNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            height, width = image_size
-            features = 10 * after(after(height, 7), 5) * after(after(width, 7), 5)
-            self.localization = nn.Sequential(
-                nn.Conv2d(in_channels, 8, 7), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(8, 10, 5), nn.MaxPool2d(2), nn.ReLU()
-            )
-            theta = nn.Linear(32, 6)
-            theta.weight.data.zero_()
-            theta.bias.data.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
-            self.fc_loc = nn.Sequential(nn.Linear(features, 32), nn.ReLU(), theta)
-            self.conv1 = nn.Conv2d(in_channels, 10, 5)
-            self.conv2 = nn.Conv2d(10, 20, 5)
-            self.drop = nn.Dropout2d()
-            self.fc1 = nn.Linear(20 * after(after(height, 5), 5) * after(after(width, 5), 5), 50)
-            self.fc2 = nn.Linear(50, n_classes)
-
-        def forward(self, x: Tensor) -> Tensor:
-            theta = self.fc_loc(self.localization(x).flatten(1)).view(-1, 2, 3)
-            grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-            x = F.grid_sample(x, grid, align_corners=False)
-            x = F.relu(F.max_pool2d(self.conv1(x), 2))
-            x = F.relu(F.max_pool2d(self.drop(self.conv2(x)), 2))
-            x = F.dropout(F.relu(self.fc1(x.flatten(1))), training=self.training)
-            return F.log_softmax(self.fc2(x), dim=1)
-
-    return ReportNet()
-
-
-def reference_epochs(
-    splits: "Splits", batch_size: int, workers: int, device: "torch.device", lr: float = 0.01
-) -> Iterator["torch.nn.Module"]:
-    """Train as the report does, an epoch a turn: per-item transforms of PIL images in a DataLoader, Adam; yield the network."""
-    import torch
-    import torch.nn.functional as F
-
-    loader = reference_loader(splits, splits.train, batch_size, workers, device, shuffle=True)
-    channels, *size = splits.image_shape
-    network = report_net(channels, (size[0], size[1]), splits.n_classes).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-    while True:
-        network.train()
-        for data, target in loader:
-            data, target = data.to(device), target.to(device)
-            optimizer.zero_grad()
-            loss = F.nll_loss(network(data), target)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        yield network
-
-
-def reference_loader(splits: "Splits", split: "Split", batch_size: int, workers: int, device: "torch.device", shuffle: bool) -> Any:
-    """Return a DataLoader over a split with the report's per-item transforms."""
-    import torch
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms
-    from torchvision.transforms.functional import to_pil_image
-
-    per_item = transforms.Compose([transforms.ToTensor(), transforms.Normalize(splits.mean.tolist(), splits.std.tolist())])
-    images, labels = split.images.cpu(), split.labels.cpu().tolist()
-
-    class Items(Dataset[tuple[torch.Tensor, int]]):
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return per_item(to_pil_image(images[index])), labels[index]
-
-    return DataLoader(Items(), batch_size=batch_size, shuffle=shuffle, num_workers=workers, pin_memory=device.type == "cuda")
-
-
-def engine_epochs(splits: "Splits", config: TrainConfig) -> Iterator[float]:
-    """Train with our engine, an epoch a turn, yielding the share of it that went into training alone."""
-    from stn_pipeline.model import build
-    from stn_pipeline.training import fit
-
-    network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(splits.train.images.device)
-    for epoch in fit(network, splits.train, splits.val, config):
-        yield len(splits.train) / epoch.record.images_per_s
-
-
-def measure(loops: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return seconds a call of each loop: called in turn, `repeats` times after one that is not counted.
-
-    A loop that returns a number is believed: its own seconds.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(repeats + 1):
-        for name, call in loops.items():
-            started = time.perf_counter()
-            own = call()
-            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
+        names = ("dataset", "data_dir", "transform", "precision", "batch_size", "device")
+        setting = Setting(
+            {name: getattr(self, name) for name in names}, self.images, self.image_size, self.threads or available_cores(),
+            self.at_once or max(2, n_workers()),
+        )  # fmt: skip
+        _ = setting.config
+        return setting
 
 
 def bench(argv: Sequence[str]) -> None:
-    """Time as the flags say, print ratios and, where asked, write JSON."""
-    knobs = BenchConfig.parse(cli.parse(BenchConfig, argv, "Time the training loop against the report's."))
-    if knobs.out and not Path(knobs.out).parent.is_dir():
-        raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
+    """Time as the flags say, print ratios and, where asked, write JSON and a picture."""
+    knobs = BenchConfig.parse(cli.parse(BenchConfig, argv, "Time the training loop against the ones people write."))
+    if knobs.out and not Path(knobs.out).is_dir():
+        raise ConfigError(f"out={knobs.out}: is not a folder: make it first")
+    others = {(name, value): _with(knobs, name, value) for name, values in _words(knobs.vary) for value in values}
 
     import torch
 
-    from stn_pipeline.data import load
+    from stn_pipeline.benching.floor import flops_an_image, product_rate
+    from stn_pipeline.benching.reference import lightning_or_none
+    from stn_pipeline.benching.tracked import tracking_costs
     from stn_pipeline.model.layers import UNPADDED_SIDE
-    from stn_pipeline.training.device import describe, resolve
+    from stn_pipeline.training.device import resolve
 
-    device = resolve(knobs.device)
-    shared = {"dataset": knobs.dataset, "data_dir": knobs.data_dir, "batch_size": knobs.batch_size, "transform": knobs.transform}
-    config = TrainConfig.parse(shared | {"epochs": knobs.repeats + 1})
-    splits = load(config, device)
+    setting = knobs.setting()
+    splits = setting.splits()
     if min(splits.image_shape[1:]) < UNPADDED_SIDE:
         raise ConfigError(f"dataset={splits.dataset}: the report's network needs images of {UNPADDED_SIDE} px a side: give dataset=mnist")
-    loops: dict[str, Callable[[], object]] = {}
-    ours = engine_epochs(splits, config)
-    loops["engine"] = lambda: next(ours)
-    for workers in map(int, knobs.workers.split(",")):
-        reference = reference_epochs(splits, knobs.batch_size, workers, device)
-        loops[f"report's loop, {workers} workers"] = lambda epochs=reference: next(epochs)  # type: ignore[misc]
-    seconds = measure(loops, knobs.repeats)
+    torch.set_num_threads(setting.threads)
+    machine = _machine(resolve(knobs.device))
+    what = f"{splits.dataset}, {len(splits.train)} images, {knobs.transform}, batch {knobs.batch_size}, {knobs.precision}"
+    what += f", {setting.threads} threads"
+    print(f"{what}\n{machine['processor']}, torch {torch.__version__}", flush=True)
 
-    what = f"{splits.dataset}, {len(splits.train)} images, batch {knobs.batch_size}, {knobs.transform}, fp32"
-    print(f"{what}, {describe(device)}, torch {torch.__version__}")
-    print(f"{'training alone, s/epoch':<28}{'median':>8}{'min':>8}{'max':>8}{'x engine':>10}")
-    for name, values in seconds.items():
-        ratio = median(value / own for value, own in zip(values, seconds["engine"], strict=True))
-        print(f"{name:<28}{median(values):>8.2f}{min(values):>8.2f}{max(values):>8.2f}{ratio:>10.2f}")
+    rate, flops = product_rate(splits.train.images.device), flops_an_image(setting.config.model_copy(update={"device": "cpu"}), splits)
+    workers = [int(word) for word in knobs.workers.split(",")]
+    contenders = _contenders(setting, workers, lightning=lightning_or_none() is not None)
+    rows = _rows(contenders, _contest(contenders, knobs.repeats), len(splits.train))
+    floor_us = flops / rate * 1e6
+    floor = {"flops_an_image": flops, "product_flops_per_s": rate, "floor_us_an_image": floor_us}
+    _print_rows(rows)
+    ours_us = median(1e6 / speed for speed in rows[0]["images_per_s"])
+    print(
+        f"a step is {flops / 1e6:.2f} MFLOP an image, products run at {rate / 1e9:.0f} GFLOP/s on {setting.threads} threads: at that rate "
+        f"{floor_us:.1f} µs an image; ours takes {ours_us:.1f}, {ours_us / floor_us:.1f} times as long"
+    )
+    tracked = tracking_costs(setting, knobs.repeats + 1)
+    print(
+        f"tracking takes {tracked['tracking_s'] * 1e3:.0f} ms of an epoch of {tracked['epoch_s']:.2f} s: {tracked['share']:.1%}", flush=True
+    )
+
+    growth = _growth(others, min(workers), knobs.repeats)
     if knobs.out:
-        machine = {"device": describe(device), "torch": torch.__version__, "python": platform.python_version()}
-        figures = {"knobs": knobs.model_dump(exclude={"data_dir", "out"}), "n_train": len(splits.train), "seconds_an_epoch": seconds}
-        Path(knobs.out).write_text(json.dumps(machine | figures, indent=1) + "\n")
+        from stn_pipeline.benching.pictures import picture
+
+        figures = {
+            "knobs": knobs.model_dump(exclude={"data_dir", "out", "device"}),
+            "dataset": splits.dataset,
+            "n_train": len(splits.train),
+        }
+        told = machine | figures | {"contenders": rows, "floor": floor, "tracking": tracked, "us_an_image": growth}
+        (Path(knobs.out) / "bench.json").write_text(json.dumps(told, indent=1) + "\n")
+        (Path(knobs.out) / "bench.png").write_bytes(picture(rows, growth, f"Training speed: {what}"))
+
+
+def _words(vary: str) -> list[tuple[str, list[str]]]:
+    return [(name, values.split(",")) for name, _, values in (word.partition("=") for word in vary.split())]
+
+
+def _with(knobs: BenchConfig, name: str, value: str) -> BenchConfig:
+    return BenchConfig.parse(knobs.model_dump() | {"images": knobs.vary_images, name: value})
+
+
+def _contenders(setting: "Setting", workers: list[int], *, lightning: bool) -> "list[Contender]":
+    """Return all there are: alone with all the threads, and as many at once as a sweep runs."""
+    from stn_pipeline.benching.contenders import Contender
+
+    alone = [Contender("engine", setting), Contender("plain", setting), Contender("resident", setting)]
+    alone += [Contender("report", setting, workers=n) for n in workers]
+    alone += [Contender("lightning", setting, workers=n) for n in workers if lightning]
+    at_once = [Contender("engine", setting, setting.at_once), Contender("report", setting, setting.at_once, workers=min(workers))]
+    return alone + at_once * (setting.at_once > 1)
+
+
+def _contest(contenders: "Sequence[Contender]", repeats: int) -> dict[str, list[float]]:
+    from stn_pipeline.benching.contenders import Contest
+
+    with Contest(contenders) as contest:
+        return contest.run(repeats, lambda line: print(f"  {line}", flush=True))
+
+
+def _rows(contenders: "Sequence[Contender]", seconds: dict[str, list[float]], n_images: int) -> list[dict[str, Any]]:
+    """Return a row a contender: its speed, and how many times the report's loop's that is, with its most workers and at its best."""
+    speeds = {one.name: [one.processes * n_images / each for each in seconds[one.name]] for one in contenders}
+    reports = [one for one in contenders if one.loop == "report" and one.processes == 1]
+    most, best = max(reports, key=lambda one: one.workers).name, max((one.name for one in reports), key=lambda name: median(speeds[name]))
+    return [
+        {
+            "name": one.name, "loop": one.loop, "processes": one.processes, "threads": one.threads, "workers": one.workers,
+            "seconds_an_epoch": seconds[one.name], "images_per_s": speeds[one.name],
+            "x_report": {other: [a / b for a, b in zip(speeds[one.name], speeds[other], strict=True)] for other in {most, best}},
+        }
+        for one in contenders
+    ]  # fmt: skip
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    references = sorted(rows[0]["x_report"])
+    print(f"{'':<34}{'s/epoch':>8}{'images/s':>10}" + "".join(f"{'x ' + name:>34}" for name in references))
+    for row in rows:
+        ratios = "".join(f"{_spread(row['x_report'][name]):>34}" for name in references)
+        print(f"{row['name']:<34}{median(row['seconds_an_epoch']):>8.2f}{median(row['images_per_s']):>10,.0f}{ratios}")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _growth(others: dict[tuple[str, str], BenchConfig], workers: int, repeats: int) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Return, and print, microseconds an image by knob, value and contender."""
+    from stn_pipeline.benching.contenders import Contender
+
+    growth: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for (name, value), knobs in others.items():
+        setting = knobs.setting()
+        n = setting.at_once if name == "at_once" else 1
+        contenders = [Contender("engine", setting, n), Contender("plain", setting, n), Contender("report", setting, n, workers)]
+        n_images = len(setting.splits().train)
+        of_value = {called: [1e6 * each / n / n_images for each in values] for called, values in _contest(contenders, repeats).items()}
+        growth.setdefault(name, {})[value] = {called.partition(f", {n} at once")[0]: values for called, values in of_value.items()}
+        told = "   ".join(f"{key} {_spread(each)}" for key, each in growth[name][value].items())
+        print(f"{name}={value}, µs an image: {told}", flush=True)
+    return growth
+
+
+def _machine(device: "torch.device") -> dict[str, Any]:
+    import torch
+
+    from stn_pipeline.jobs import available_cores
+    from stn_pipeline.training.device import describe
+
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "device": describe(device), "processor": _processor(), "cores": available_cores(), "system": platform.system(),
+        "python": platform.python_version(), "torch": torch.__version__, "commit": asked.stdout.strip() or stn_pipeline.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

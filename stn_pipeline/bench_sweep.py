@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from stn_pipeline import cli
-from stn_pipeline.bench import reference_epochs, reference_loader
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.search import sweepfile
 from stn_pipeline.search.sweepfile import SweepConfig
@@ -44,6 +43,7 @@ def bench_sweep(argv: Sequence[str]) -> None:
 
     import torch
 
+    from stn_pipeline.benching.reference import report_epochs, report_loader
     from stn_pipeline.data import load
     from stn_pipeline.model.layers import UNPADDED_SIDE
     from stn_pipeline.search.plain import plain_sweep
@@ -59,8 +59,8 @@ def bench_sweep(argv: Sequence[str]) -> None:
 
     def report_way(params: dict[str, Any]) -> Iterator[float]:
         knobs = train_config.model_copy(update=params)
-        val = reference_loader(splits, splits.val, 1000, workers, device, shuffle=False)
-        for network in reference_epochs(splits, knobs.batch_size, workers, device, knobs.lr):
+        val = report_loader(splits, splits.val, 1000, workers, shuffle=False)
+        for network in report_epochs(splits, knobs.batch_size, workers, knobs.lr):
             network.eval()
             with torch.no_grad():
                 losses = [torch.nn.functional.nll_loss(network(x.to(device)), y.to(device), reduction="sum").item() for x, y in val]

@@ -20,6 +20,7 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"jobs"},
     {"comparing"},
     {"search"},
+    {"benching"},
     {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "bench_sweep"},
 )
 ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}}
@@ -104,4 +105,4 @@ def test_help_and_bad_flags_load_no_torch():
 
 def test_only_the_sampler_and_the_lattice_know_the_coordinate_convention():
     knows = {path.name for _, path in rooms() if "align_corners" in path.read_text()}
-    assert knows == {"sampler.py", "lattice.py", "bench.py"}  # bench.py: the report's network, an independent definition
+    assert knows == {"sampler.py", "lattice.py", "reference.py"}  # reference.py: the report's network, an independent definition

@@ -17,7 +17,7 @@ ROOMS = ("transforms", "data", "model", "training")  # whose code decides what i
 def code_version() -> str:
     """Return a digest of the code that decides what is learned; it stays where only tracking, pictures or texts change."""
     package, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.py")):
+    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.*") if path.suffix in (".py", ".cpp")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -1,0 +1,1 @@
+"""Our loop and our sweeps timed beside the ones people write: contenders in turn, so that a drifting machine slows all."""
