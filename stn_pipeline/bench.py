@@ -18,7 +18,7 @@ from pydantic import BeforeValidator
 
 import stn_pipeline
 from stn_pipeline import cli
-from stn_pipeline.config import DATASET_HELP, DEVICE_HELP, DatasetName, DeviceName, Knobs, knob
+from stn_pipeline.config import DATASET_HELP, DEVICE_HELP, DatasetName, DeviceName, Knobs, knob, short_name
 from stn_pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def bench(argv: Sequence[str]) -> None:
         raise ConfigError(f"dataset={splits.dataset}: the report's network needs images of {UNPADDED_SIDE} px a side: give dataset=mnist")
     torch.set_num_threads(setting.threads)
     machine = _machine(resolve(knobs.device))
-    what = f"{splits.dataset}, {len(splits.train)} images, {knobs.transform}, batch {knobs.batch_size}, {knobs.precision}"
+    what = f"{splits.name}, {len(splits.train)} images, {knobs.transform}, batch {knobs.batch_size}, {knobs.precision}"
     what += f", {setting.threads} threads"
     print(f"{what}\n{machine['processor']}, torch {torch.__version__}", flush=True)
 
@@ -127,7 +127,7 @@ def bench(argv: Sequence[str]) -> None:
         from stn_pipeline.benching.pictures import picture
 
         figures = {
-            "knobs": knobs.model_dump(exclude={"data_dir", "out", "device"}),
+            "knobs": knobs.model_dump(exclude={"dataset", "data_dir", "vary", "out", "device"}),
             "dataset": splits.dataset,
             "n_train": len(splits.train),
         }
@@ -200,9 +200,9 @@ def _growth(others: dict[tuple[str, str], BenchConfig], workers: int, repeats: i
         contenders = [Contender("engine", setting, n), Contender("plain", setting, n), Contender("report", setting, n, workers)]
         n_images = len(setting.splits().train)
         of_value = {called: [1e6 * each / n / n_images for each in values] for called, values in _contest(contenders, repeats).items()}
-        growth.setdefault(name, {})[value] = {called.partition(f", {n} at once")[0]: values for called, values in of_value.items()}
-        told = "   ".join(f"{key} {_spread(each)}" for key, each in growth[name][value].items())
-        print(f"{name}={value}, µs an image: {told}", flush=True)
+        told = {called.partition(f", {n} at once")[0]: values for called, values in of_value.items()}
+        growth.setdefault(name, {})[short_name(value)] = told
+        print(f"{name}={value}, µs an image: " + "   ".join(f"{key} {_spread(each)}" for key, each in told.items()), flush=True)
     return growth
 
 

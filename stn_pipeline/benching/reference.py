@@ -4,6 +4,7 @@ They share the network of the PyTorch tutorial, which is the report's, and are i
 """
 
 import importlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -125,6 +126,7 @@ def lightning_epochs(splits: Splits, batch_size: int, workers: int, lr: float = 
     lightning = lightning_or_none()
     if lightning is None:
         raise ConfigError("lightning: is not installed: pip install lightning")
+    logging.getLogger(lightning.__name__).setLevel(logging.ERROR)
     loader = report_loader(splits, splits.train, batch_size, workers, shuffle=True)
     seconds: list[float] = []
 
