@@ -511,3 +511,17 @@ def test_tps_through_affinely_moved_control_points_is_that_affine_map() -> None:
     theta, points = thetas(AFFINE, 4, 0.4), noise(30, 2)
     control = identities(TRANSFORMS["tps"], 1, torch.float64).view(16, 2)
     torch.testing.assert_close(TRANSFORMS["tps"](AFFINE(theta, control).reshape(4, 32), points), AFFINE(theta, points))
+
+
+def test_what_was_made_while_a_graph_was_traced_is_not_kept() -> None:
+    """A stand-in kept by an export would break the next training in the same process."""
+    tps, points = TRANSFORMS["tps"], noise(5, 2).float()
+
+    class Layer(torch.nn.Module):
+        def forward(self, theta):
+            return tps(theta, points.bfloat16())
+
+    theta = identities(tps, 2, torch.bfloat16)  # a precision that nothing else here uses: the export is the first to ask
+    exported = torch.export.export(Layer(), (theta,)).module()
+    torch.testing.assert_close(exported(theta), Layer()(theta))
+    assert type(tps(theta, points.bfloat16())) is torch.Tensor

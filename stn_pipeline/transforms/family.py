@@ -9,6 +9,24 @@ from torch import Tensor
 from stn_pipeline.errors import ShapeError
 
 
+class Constant:
+    """Numbers of a family that never change, brought to each precision and device once: a captured step may not copy from the host."""
+
+    def __init__(self, values: Tensor):
+        self._values = values.contiguous()
+        self._kept: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Return the numbers at a tensor's precision, where it lies."""
+        key = tensor.dtype, tensor.device
+        if torch.compiler.is_exporting():  # what is made while a graph is traced is a stand-in: never kept
+            return self._values.to(tensor)
+        if key not in self._kept:
+            with torch.inference_mode(False):
+                self._kept[key] = self._values.to(tensor)
+        return self._kept[key]
+
+
 @dataclass(frozen=True)
 class Transform:
     """One family of warps, from target (output) points to source (input) points.

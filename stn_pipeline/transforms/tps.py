@@ -1,43 +1,34 @@
 """Thin-plate splines: the smoothest warp that moves sixteen control points where theta says."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from stn_pipeline.transforms.family import Transform
+from stn_pipeline.transforms.family import Constant, Transform
 
 SIDE = 4
 TICKS = tuple(2 * i / (SIDE - 1) - 1 for i in range(SIDE))
-CONTROL_POINTS = tuple((x, y) for y in TICKS for x in TICKS)
-
-
-@cache
-def _constant(values: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the values on a device, brought there once: a captured step must not copy from the host."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device)
+CONTROL_POINTS = torch.tensor([(x, y) for y in TICKS for x in TICKS], dtype=torch.float64)
+CONTROL = Constant(CONTROL_POINTS)
 
 
 def _features(points: Tensor) -> Tensor:
     """Return r² log r² to each control point, then 1, x, y: (N, 2) -> (N, 19)."""
-    control = _constant(CONTROL_POINTS, points.dtype, points.device)  # (16, 2)
-    squared = (points[:, None] - control).square().sum(dim=2)  # (N, 16)
+    squared = (points[:, None] - CONTROL.like(points)).square().sum(dim=2)  # (N, 16)
     radial = squared * torch.where(squared > 0, squared, 1).log()
     return torch.cat((radial, torch.ones_like(points[:, :1]), points), dim=1)
 
 
-def _weights() -> tuple[tuple[float, ...], ...]:
+def _weights() -> Tensor:
     """Return the spline's coefficients (19, 16), float64, for a unit displacement of each control point in turn."""
     n = len(CONTROL_POINTS)
     system = torch.zeros(n + 3, n + 3, dtype=torch.float64)
-    system[:n] = _features(torch.tensor(CONTROL_POINTS, dtype=torch.float64))
+    system[:n] = _features(CONTROL_POINTS)
     system[n:, :n] = system[:n, n:].T
-    return tuple(map(tuple, torch.linalg.solve(system, torch.eye(n + 3, n, dtype=torch.float64)).tolist()))
+    return torch.linalg.solve(system, torch.eye(n + 3, n, dtype=torch.float64))
 
 
 # The spline is linear in the places of its control points, so its system is solved once for all.
-WEIGHTS = _weights()
+WEIGHTS = Constant(_weights())
 
 
 def warp(theta: Tensor, points: Tensor) -> Tensor:
@@ -48,12 +39,12 @@ def warp(theta: Tensor, points: Tensor) -> Tensor:
     Returns: (B, N, 2) source points, not clamped; may fold where control points cross.
     Source:  Bookstein 1989; Jaderberg et al. 2015, sec. 4.1.   Checked against: scipy.interpolate.RBFInterpolator.
     """
-    rest = _constant(CONTROL_POINTS, theta.dtype, theta.device)
-    moved = theta.view(-1, len(CONTROL_POINTS), 2) - rest  # (B, 16, 2)
+    rest = CONTROL.like(theta)
+    moved = theta.view(-1, len(rest), 2) - rest  # (B, 16, 2)
     # The displacement alone is interpolated: the identity then is exact, to the last bit.
-    basis = _features(points).to(theta.dtype) @ _constant(WEIGHTS, theta.dtype, theta.device)  # (N, 19) @ (19, 16)
+    basis = _features(points).to(theta.dtype) @ WEIGHTS.like(theta)  # (N, 19) @ (19, 16)
     displacement = basis @ moved.transpose(0, 1).reshape(len(rest), -1)  # (N, 16) @ (16, 2B)
     return points + displacement.view(len(points), -1, 2).transpose(0, 1)  # (B, N, 2)
 
 
-TPS = Transform(name="tps", identity=tuple(c for point in CONTROL_POINTS for c in point), warp=warp, source="Bookstein 1989")
+TPS = Transform(name="tps", identity=tuple(CONTROL_POINTS.flatten().tolist()), warp=warp, source="Bookstein 1989")
