@@ -24,7 +24,8 @@ def _weights() -> Tensor:
     system = torch.zeros(n + 3, n + 3, dtype=torch.float64)
     system[:n] = _features(CONTROL_POINTS)
     system[n:, :n] = system[:n, n:].T
-    return torch.linalg.solve(system, torch.eye(n + 3, n, dtype=torch.float64))
+    weights: Tensor = torch.linalg.solve(system, torch.eye(n + 3, n, dtype=torch.float64))
+    return weights
 
 
 # The spline is linear in the places of its control points, so its system is solved once for all.
