@@ -5,25 +5,18 @@ told a repeat and then summed up: its median, smallest and largest.
 """
 
 import json
-import platform
-import re
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
-import stn_pipeline
 from stn_pipeline import cli
 from stn_pipeline.config import DATASET_HELP, DEVICE_HELP, DatasetName, DeviceName, Knobs, knob, short_name
 from stn_pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    import torch
-
     from stn_pipeline.benching.contenders import Contender, Setting
 
 VARIED = ("dataset", "transform", "precision", "batch_size", "image_size", "images", "threads", "at_once")
@@ -90,20 +83,21 @@ def bench(argv: Sequence[str]) -> None:
     import torch
 
     from stn_pipeline.benching.floor import flops_an_image, product_rate
+    from stn_pipeline.benching.machine import machine
     from stn_pipeline.benching.reference import lightning_or_none
     from stn_pipeline.benching.tracked import tracking_costs
-    from stn_pipeline.model.layers import UNPADDED_SIDE
+    from stn_pipeline.model.layers import ARCHS
     from stn_pipeline.training.device import resolve
 
     setting = knobs.setting()
     splits = setting.splits()
-    if min(splits.image_shape[1:]) < UNPADDED_SIDE:
-        raise ConfigError(f"dataset={splits.dataset}: the report's network needs images of {UNPADDED_SIDE} px a side: give dataset=mnist")
+    if min(splits.image_shape[1:]) < (least := ARCHS["report"].unpadded_side):
+        raise ConfigError(f"dataset={splits.dataset}: the report's network needs images of {least} px a side: give dataset=mnist")
     torch.set_num_threads(setting.threads)
-    machine = _machine(resolve(knobs.device))
+    here = machine(resolve(knobs.device))
     what = f"{splits.name}, {len(splits.train)} images, {knobs.transform}, batch {knobs.batch_size}, {knobs.precision}"
     what += f", {setting.threads} threads"
-    print(f"{what}\n{machine['processor']}, torch {torch.__version__}", flush=True)
+    print(f"{what}\n{here['processor']}, torch {torch.__version__}", flush=True)
 
     rate, flops = product_rate(splits.train.images.device), flops_an_image(setting.config.model_copy(update={"device": "cpu"}), splits)
     workers = [int(word) for word in knobs.workers.split(",")]
@@ -131,7 +125,7 @@ def bench(argv: Sequence[str]) -> None:
             "dataset": splits.dataset,
             "n_train": len(splits.train),
         }
-        told = machine | figures | {"contenders": rows, "floor": floor, "tracking": tracked, "us_an_image": growth}
+        told = here | figures | {"contenders": rows, "floor": floor, "tracking": tracked, "us_an_image": growth}
         (Path(knobs.out) / "bench.json").write_text(json.dumps(told, indent=1) + "\n")
         (Path(knobs.out) / "bench.png").write_bytes(picture(rows, growth, f"Training speed: {what}"))
 
@@ -204,28 +198,6 @@ def _growth(others: dict[tuple[str, str], BenchConfig], workers: int, repeats: i
         growth.setdefault(name, {})[short_name(value)] = told
         print(f"{name}={value}, µs an image: " + "   ".join(f"{key} {_spread(each)}" for key, each in told.items()), flush=True)
     return growth
-
-
-def _machine(device: "torch.device") -> dict[str, Any]:
-    import torch
-
-    from stn_pipeline.jobs import available_cores
-    from stn_pipeline.training.device import describe
-
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "device": describe(device), "processor": _processor(), "cores": available_cores(), "system": platform.system(),
-        "python": platform.python_version(), "torch": torch.__version__, "commit": asked.stdout.strip() or stn_pipeline.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-    }  # fmt: skip
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

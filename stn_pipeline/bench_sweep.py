@@ -45,17 +45,15 @@ def bench_sweep(argv: Sequence[str]) -> None:
 
     from stn_pipeline.benching.reference import report_epochs, report_loader
     from stn_pipeline.data import load
-    from stn_pipeline.model.layers import UNPADDED_SIDE
+    from stn_pipeline.model.layers import ARCHS
     from stn_pipeline.search.plain import plain_sweep
     from stn_pipeline.training.device import describe, resolve
 
     train_config = config.config(config.datasets[0])
     device = resolve(train_config.device)
     splits = load(train_config, device)
-    if min(splits.image_shape[1:]) < UNPADDED_SIDE:
-        raise ConfigError(
-            f"dataset={splits.dataset}: the report's network needs images of {UNPADDED_SIDE} px a side: give a sweep of mnist"
-        )
+    if min(splits.image_shape[1:]) < (least := ARCHS["report"].unpadded_side):
+        raise ConfigError(f"dataset={splits.dataset}: the report's network needs images of {least} px a side: give a sweep of mnist")
 
     def report_way(params: dict[str, Any]) -> Iterator[float]:
         knobs = train_config.model_copy(update=params)

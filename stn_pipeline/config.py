@@ -99,12 +99,31 @@ class TrainConfig(Knobs):
     image_size: int = knob(
         0, help="side to which the images of a folder are resized; 0 keeps their own (mixed: the commonest)", unit="px", ge=0, le=1024
     )
+    distortion: Literal["none", "rotated", "rts", "projective", "elastic", "cluttered"] = knob(
+        "none", help="distorts the images as the STN paper does, anew each epoch for training: R, RTS, P, E, TC"
+    )
+    draws: int = knob(1, help="with distortion, how often each image is in the val and test splits, each time another way", ge=1, le=10)
     val_fraction: float = knob(0.1, help="share of the training images held out to choose the best epoch", gt=0, le=0.5)
-    transform: Literal["none", "affine", "diffeo", "similarity", "projective", "tps"] = knob(
+    arch: Literal["report", "stcnn"] = knob(
+        "report", help="the report's network, or the STN paper's of about 400k parameters", search=Choices(("report", "stcnn"))
+    )
+    transform: Literal["none", "affine", "diffeo", "similarity", "projective", "tps", "cpab"] = knob(
         "affine",
         help="family of warps; none is the classifier alone",
-        search=Choices(("none", "affine", "diffeo", "similarity", "projective", "tps")),
+        search=Choices(("none", "affine", "diffeo", "similarity", "projective", "tps", "cpab")),
     )
+    cpab_cells: int = knob(3, help="of cpab: squares a side of its tessellation, four triangles each", ge=1, le=8, search=Range(1, 6))
+    cpab_boundary: Literal["free", "fixed"] = knob(
+        "free", help="of cpab: fixed keeps the image's edge in its place", search=Choices(("free", "fixed"))
+    )
+    iterations: int = knob(
+        1, help="how often the localiser looks, each time at the image as warped so far; the warps are composed", ge=1, le=8,
+        search=Range(1, 4),
+    )  # fmt: skip
+    supersample: int = knob(
+        1, help="points a side that each pixel of a warped image averages; 2 or more against aliasing where a warp zooms out", ge=1, le=4,
+        search=Range(1, 2),
+    )  # fmt: skip
     coordconv: bool = knob(False, help="append the coordinates x, y to the input of every convolution", search=Choices((False, True)))
     coordconv_r: bool = knob(False, help="with coordconv, append the distance from the centre too", search=Choices((False, True)))
     padding: Literal["zeros", "border", "reflection"] = knob(
@@ -143,13 +162,17 @@ class TrainConfig(Knobs):
 
     def meaning(self) -> dict[str, Any]:
         """Return the knobs that decide what is learned: not where it happens, and none that this network does not have."""
-        lacking = {"loc_lr_multiplier", "padding"} if self.transform == "none" else set()
+        lacking = {"loc_lr_multiplier", "padding", "iterations", "supersample"} if self.transform == "none" else set()
+        lacking |= set() if self.transform == "cpab" else {"cpab_cells", "cpab_boundary"}
+        lacking |= {"draws"} if self.distortion == "none" else set()
         return self.model_dump(exclude=MACHINE | lacking)
 
     @property
     def arm(self) -> str:
         """The network in a word or two, as in `diffeo-coordconv`."""
-        return self.transform + ("-coordconv" if self.coordconv else "") + ("-r" if self.coordconv_r else "")
+        words = [self.transform, "coordconv" * self.coordconv, "r" * self.coordconv_r]
+        words += [self.arch * (self.arch != "report"), f"x{self.iterations}" * (self.iterations > 1)]
+        return "-".join(filter(None, words))
 
 
 class EvalConfig(Knobs):
@@ -160,7 +183,11 @@ class EvalConfig(Knobs):
         "same", help=f"same (as it was trained on), {DATASET_CHOICES}"
     )
     data_dir: str = knob("same", help="folder of the torchvision sets; same is the run's own")
+    distortion: Literal["same", "none", "rotated", "rts", "projective", "elastic", "cluttered"] = knob(
+        "same", help="distortion of the images; same is the run's own"
+    )
     split: Literal["train", "val", "test"] = knob("test", help="split to score")
+    robustness: int = knob(1000, help="images on which accuracy is told against rotation, scale and shift; 0 for none", unit="images", ge=0)
     device: DeviceName = knob("auto", help=DEVICE_HELP)
 
 

@@ -37,6 +37,8 @@ def evaluate(argv: Sequence[str]) -> None:
         run.tag({"evaluated_run": knobs.run_id})
         network = checkpoint.build_best().to(device)
         split = getattr(splits, knobs.split)
+        if knobs.robustness:
+            jobs.log_robustness(run, network, split, knobs.robustness, title)
         scores = jobs.evaluate_run(run, network, split, splits.classes, name=knobs.split, title=title)
         run.describe(jobs.headline(title, scores, f"Scored the best epoch of run `{knobs.run_id}`", knobs.split))
         print(f"run {run.id}  {title}: {jobs.in_words(scores)}")
@@ -47,8 +49,7 @@ def _data_config(trained: TrainConfig, image_shape: tuple[int, int, int], knobs:
     if knobs.dataset != "same":
         square = knobs.dataset.startswith("folder:") and image_shape[1] == image_shape[2]
         changes = {"dataset": knobs.dataset, "image_size": image_shape[1] if square else 0}
-    if knobs.data_dir != "same":
-        changes["data_dir"] = knobs.data_dir
+    changes |= {name: value for name in ("data_dir", "distortion") if (value := getattr(knobs, name)) != "same"}
     return trained.model_copy(update=changes)
 
 

@@ -10,7 +10,7 @@ vermilion is wrong, in every figure.
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -425,13 +425,14 @@ def _mesh(axes: Axes, pixels: Array) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def warps_by_arm(images: Array, arms: dict[str, tuple[Array, Array | None]], title: str) -> Figure:
+def warps_by_arm(images: Array, arms: Mapping[str, tuple[Array, Array | None]], title: str, columns: Sequence[str] = ()) -> Figure:
     """Return the same images under several networks: a row each of where it looks, and a row of what it then sees.
 
     Args:
         images: (n, C, H, W) 0..1.
         arms: by name, warped images (n, C, h, w) 0..1 and source points (n, h, w, 2), None without a transformer.
         title: shown above, wrapped.
+        columns: what stands above each image, or nothing.
 
     Raises:
         ShapeError: the arrays do not belong together.
@@ -443,9 +444,12 @@ def warps_by_arm(images: Array, arms: dict[str, tuple[Array, Array | None]], tit
     cell, left, gap = 0.85, 1.3, 0.05
     rows = sum(1 if points is None else 2 for _, points in arms.values())
     heading, top = _wrapped(title, left + n * (cell + gap))
-    top += 0.1
+    top += 0.3 if columns else 0.1
     figure = Figure(figsize=(left + n * (cell + gap) + 0.05, top + rows * (cell + gap) + gap * 3 * len(arms)))
     _title(figure, heading)
+    for i, text in enumerate(columns):
+        at = (left + i * (cell + gap) + cell / 2) / figure.get_figwidth(), 1 - (top - 0.12) / figure.get_figheight()
+        figure.text(*at, text, color=GREY, ha="center", va="center")
     low, high = -0.3 * size - 0.5, 1.3 * size - 0.5
     for name, (warped, points) in arms.items():
         for what in ("sees",) if points is None else ("looks", "sees"):
@@ -463,4 +467,27 @@ def warps_by_arm(images: Array, arms: dict[str, tuple[Array, Array | None]], tit
                     _mesh(axes, ((np.nan_to_num(points[i], nan=9.0).clip(-9, 9) + 1) * size - 1) / 2)
             top += cell + gap
         top += 3 * gap
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def robustness(curves: dict[str, tuple[str, Array]], title: str) -> Figure:
+    """Return accuracy against what was done to the images, a panel each, with 95 % intervals.
+
+    Args:
+        curves: by what was done, its unit and rows (value, accuracy, low, high), accuracies 0..1.
+        title: shown above, wrapped.
+    """
+    wide = 3.0 * len(curves)
+    heading, heading_in = _wrapped(title, wide)
+    figure = Figure(figsize=(wide, 2.4 + heading_in), layout="constrained")
+    _title(figure, heading)
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (name, (unit, rows)) in zip(panels, curves.items(), strict=True):
+        value, accuracy, low, high = rows.T
+        axes.fill_between(value, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(value, accuracy, color=BLUE, marker="o", markersize=3)
+        axes.set(xlabel=f"{name}, {unit}", ylim=(0, 1.02))
+        axes.grid(axis="y")
+    panels[0].set_ylabel("accuracy")
     return figure

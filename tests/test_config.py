@@ -11,15 +11,16 @@ from stn_pipeline import cli, docs
 from stn_pipeline.config import DATASET_CHOICES, DATASETS, EvalConfig, TrainConfig, choices_of, search_of
 from stn_pipeline.data import SOURCES
 from stn_pipeline.errors import ConfigError
-from stn_pipeline.model.sampler import PADDINGS
 from stn_pipeline.transforms import TRANSFORMS
+from stn_pipeline.transforms.sampler import PADDINGS
 from tests.conftest import ROOT
 
 OTHERS = {
     "dataset": "digits", "data_dir": "some where", "image_size": "32", "val_fraction": "0.25", "transform": "diffeo", "coordconv": "True",
     "coordconv_r": "true", "padding": "border", "epochs": "7", "batch_size": "128", "lr": "2e-2", "loc_lr_multiplier": "1",
     "optimizer": "sgd", "weight_decay": "1e-4", "schedule": "cosine", "seed": "3", "device": "cpu", "precision": "bf16",
-    "compile": "off",
+    "compile": "off", "distortion": "rts", "draws": "3", "arch": "stcnn", "cpab_cells": "4", "cpab_boundary": "fixed", "iterations": "2",
+    "supersample": "2",
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def test_what_a_sweep_may_search_lies_within_the_bounds():
         ("--seed -1", "seed=-1: must be >= 0 (default 0)"),
         ("--coordconv maybe", "coordconv=maybe: must be true or false (default false)"),
         ("--coordconv_r true", "coordconv_r=true needs coordconv=true"),
-        ("--transform difeo", "transform=difeo: choose none, affine, diffeo, similarity, projective, tps; did you mean diffeo?"),
+        ("--transform difeo", "transform=difeo: choose none, affine, diffeo, similarity, projective, tps, cpab; did you mean diffeo?"),
         ("--padding edge", "padding=edge: choose zeros, border, reflection"),
         ("--optimizer adm", "optimizer=adm: choose adam, adamw, sgd; did you mean adam?"),
         ("--device gpu", "device=gpu: choose auto, cpu, cuda (a GPU) or cuda:N"),

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from stn_pipeline.compiler import CompilerError
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split, load
+from stn_pipeline.data.splits import Distorted
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.model import Network, build
 from stn_pipeline.model.layers import Stage
-from stn_pipeline.model.native import CompilerError
 from stn_pipeline.training import engine as engine_module
 from stn_pipeline.training import fit, score
 from stn_pipeline.training.captured import STEPS_A_REPLAY, CapturedSteps
@@ -28,6 +29,8 @@ ARMS = [
     {"transform": "affine"},
     {"transform": "diffeo", "coordconv": True, "coordconv_r": True},
     {"transform": "tps", "padding": "border"},
+    {"transform": "cpab", "iterations": 2},
+    {"transform": "cpab", "cpab_boundary": "fixed", "arch": "stcnn"},
 ]
 
 
@@ -61,6 +64,7 @@ def compiled(monkeypatch):
 def pretended(monkeypatch):
     """Engage, but compile nothing."""
     monkeypatch.setattr(Stage, "use_kernel", lambda self: None)
+    monkeypatch.setattr(engine_module, "compile_programs", lambda programs: None)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +98,10 @@ def test_what_cannot_be_on_is_one_line(pretended, knobs, shape, told):
 
 
 def test_without_a_compiler_auto_goes_on_and_says_so_and_on_does_not(monkeypatch):
-    def refuse(self: Stage) -> None:
+    def refuse(programs: Any) -> None:
         raise CompilerError("no C++ compiler (g++) is on the path")
 
-    monkeypatch.setattr(Stage, "use_kernel", refuse)
+    monkeypatch.setattr(engine_module, "compile_programs", refuse)
     told: list[str] = []
     network = build(config(), (1, 28, 28), 10)
     assert engage(network, config(epochs=50), 54_000, told.append) == "plain"
@@ -214,6 +218,22 @@ def test_either_kind_goes_on_from_the_others_state(splits, knobs, first, then):
     _, got, _ = steps_of(then, cfg, train, splits, state, **more[then])
     for name, weight in expected.state_dict().items():
         assert_close(got.state_dict()[name], weight, rtol=0, atol=1e-5)
+
+
+def test_captured_steps_train_on_what_they_are_fed(splits):
+    """Distorted images are new each epoch; a graph reads them where it was captured, and what is fed stays as it is."""
+    cfg, train = config(optimizer="sgd"), Distorted.of(splits.train.take(np.arange(16 * 20)), "rotated", 0)
+    told = []
+    for kind, more in ((Steps, {}), (CapturedSteps, {"capture": Recorder()})):
+        network = build(cfg, splits.image_shape, 10)
+        steps = kind(network, make_optimizer(network, cfg), train, cfg, **more)
+        for number in (1, 2, 3):
+            torch.manual_seed(number)
+            steps.feed(train.draw(number))
+            told.append(steps.epoch(number, torch.arange(len(train)), lambda n: None)[0])
+    for plain, captured in zip(told[:3], told[3:], strict=True):
+        assert_close(captured, plain, rtol=1e-4, atol=1e-6)
+    assert torch.equal(train.images, Distorted.of(splits.train.take(np.arange(16 * 20)), "rotated", 0).images)
 
 
 def test_on_a_gpu_steps_are_captured_unless_that_is_off(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (  # from the ground up; names on one floor may import each other
-    {"errors", "config", "interrupts", "questions"},
+    {"errors", "config", "interrupts", "questions", "compiler"},
     {"transforms"},
     {"data"},
     {"model"},
@@ -21,7 +21,7 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"comparing"},
     {"search"},
     {"benching"},
-    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "bench_sweep"},
+    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "gallery", "bench_sweep", "bench_warps"},
 )
 ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}}
 

@@ -14,10 +14,10 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split
 from stn_pipeline.errors import ConfigError, ShapeError
 from stn_pipeline.model import Network, SpatialTransformer, build
-from stn_pipeline.model.layers import CoordConv2d, Options, Stage
-from stn_pipeline.model.sampler import sample
+from stn_pipeline.model.layers import ARCHS, CoordConv2d, Options, Stage
 from stn_pipeline.training.fit import fit
-from stn_pipeline.transforms import TRANSFORMS, lattice
+from stn_pipeline.transforms import TRANSFORMS, cpab, lattice
+from stn_pipeline.transforms.sampler import sample
 
 PADDINGS = ("zeros", "border", "reflection")
 SHAPES = [(1, 28, 28), (3, 32, 32), (1, 8, 8), (1, 60, 60), (2, 20, 36), (1, 4, 4), (1, 5, 23), (1, 21, 21), (1, 22, 22)]
@@ -97,7 +97,7 @@ def test_coordconv_is_a_convolution_of_the_image_and_its_coordinates(radius: boo
 @pytest.mark.parametrize("dropout", [False, True], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_stage_is_convolution_dropout_pooling_relu(layer: str, padded: bool, dropout: bool, training: bool) -> None:
-    options = Options(padded, **{"coordconv": False, "coordconv_r": False, **LAYERS[layer]})
+    options = Options(ARCHS["report"], padded, **{"coordconv": False, "coordconv_r": False, **LAYERS[layer]})
     stage, x = Stage((2, 16), 5, (11, 14), options, dropout=dropout).train(training), images(6, 2, 11, 14)
     torch.manual_seed(3)
     ours = stage(x)
@@ -392,9 +392,10 @@ def test_the_layer_trains_in_anybodys_network(transform: str) -> None:
 
 @pytest.mark.slow
 @every_family
-@pytest.mark.parametrize("coordconv", [False, True], ids=["plain", "coordconv"])
-def test_an_exported_network_gives_the_same_logits_for_any_batch(transform: str, coordconv: bool) -> None:
-    network = run_away(network_of(transform=transform, coordconv=coordconv), 0)
+@pytest.mark.parametrize("knobs", [{}, {"coordconv": True}, {"iterations": 2, "supersample": 2}], ids=["plain", "coordconv", "twice"])
+def test_an_exported_network_gives_the_same_logits_for_any_batch(transform: str, knobs: dict[str, object]) -> None:
+    network = network_of(transform=transform, **knobs)
+    nn.init.normal_(network.transformer.localisation.theta.weight, std=0.1)
     batch = torch.export.Dim("batch", min=1, max=1024)
     exported = torch.export.export(network, (images(2, 1, 28, 28),), dynamic_shapes={"images": {0: batch}})
     file = io.BytesIO()
@@ -416,3 +417,118 @@ def test_the_layer_refuses_a_padding_it_does_not_know_and_r_without_coordconv() 
 def test_the_network_refuses_images_of_another_size(transform: str) -> None:
     told = error_of(ShapeError, lambda: network_of((1, 28, 28), transform=transform)(torch.zeros(2, 1, 29, 31)))
     assert told == "Network: images have shape (2, 1, 29, 31), expected (B, 1, 28, 28)"
+
+
+# Iterations
+
+
+def constant_layer(thetas: list[Tensor], **options: object) -> SpatialTransformer:
+    """A layer whose localiser says the same theta, in turn, whatever it is shown; what it was shown is kept."""
+    layer = SpatialTransformer(1, (12, 16), iterations=len(thetas), **options)
+    layer.shown = []
+
+    def say(seen: Tensor) -> Tensor:
+        layer.shown.append(seen)
+        return thetas[len(layer.shown) - 1].expand(len(seen), -1)
+
+    layer.localisation.forward = say
+    return layer
+
+
+def test_iterations_compose_the_warps_and_sample_the_original() -> None:
+    """The second theta is told in the frame that the first made: together they are the product of the matrices."""
+    first, second = torch.tensor([0.9, -0.3, 0.1, 0.2, 1.1, -0.2]), torch.tensor([1.1, 0.1, 0.05, -0.2, 0.8, 0.3])
+    bottom = torch.tensor([[0.0, 0, 1]])
+    product = torch.cat((first.view(2, 3), bottom)) @ torch.cat((second.view(2, 3), bottom))
+    layer, x = constant_layer([first, second]), images(2, 1, 12, 16)
+    warped, grid = layer(x, return_grid=True)
+    true = TRANSFORMS["affine"](product[:2].flatten().expand(2, -1), lattice(12, 16)).view(2, 12, 16, 2)
+    torch.testing.assert_close(grid, true, atol=1e-6, rtol=0)
+    torch.testing.assert_close(warped, sample(x, true), atol=1e-5, rtol=0)
+
+
+@every_family
+def test_each_look_but_the_first_is_at_the_image_warped_so_far(transform: str) -> None:
+    family = TRANSFORMS[transform]
+    thetas = [torch.tensor(family.identity) + 0.1 * images(1, family.n_params, seed=seed)[0] for seed in range(3)]
+    layer, x = constant_layer(thetas, transform=transform), images(2, 1, 12, 16)
+    look = layer.look(x, see=lambda seen: 2 * seen)
+    points = lattice(12, 16)
+    assert torch.equal(layer.shown[0], 2 * x)
+    for n in (1, 2):
+        warps = points.expand(2, -1, -1)
+        for theta in reversed(thetas[:n]):
+            warps = family(theta.expand(2, -1), warps)
+        torch.testing.assert_close(layer.shown[n], 2 * sample(x, warps.view(2, 12, 16, 2)), atol=1e-5, rtol=0)
+    assert look.theta.shape == (3, 2, family.n_params)
+
+
+@every_family
+def test_a_network_that_looks_twice_learns_through_both_looks(transform: str) -> None:
+    network = network_of(transform=transform, iterations=2).train()
+    nn.init.normal_(network.transformer.localisation.theta.weight, std=0.05)
+    theta = network.transformer.look(images(4, 1, 28, 28), network.normalise).theta
+    assert theta.shape[0] == 2 and not torch.equal(theta[0], theta[1])
+    F.cross_entropy(network(images(4, 1, 28, 28)), torch.arange(4)).backward()
+    assert network.transformer.localisation.stages[0].conv.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["iterations", "supersample"])
+def test_the_layer_refuses_less_than_one_look_or_point(name: str) -> None:
+    assert error_of(ConfigError, lambda: SpatialTransformer(1, (8, 8), **{name: 0})) == f"{name}=0: must be >= 1"
+
+
+# Supersampling
+
+
+def test_a_supersampled_zoom_out_averages_what_bilinear_sampling_would_skip() -> None:
+    layer, x = constant_layer([torch.tensor([2.0, 0, 0, 0, 2, 0])], supersample=2), images(3, 1, 12, 16)
+    warped, grid = layer(x, return_grid=True)
+    torch.testing.assert_close(warped[:, :, 3:9, 4:12], F.avg_pool2d(x, 2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(grid, 2 * lattice(12, 16).view(1, 12, 16, 2).expand(3, -1, -1, -1), atol=1e-6, rtol=0)
+
+
+def test_at_the_identity_supersampling_blurs_as_its_docstring_says() -> None:
+    layer = constant_layer([torch.tensor([1.0, 0, 0, 0, 1, 0])], supersample=2)
+    x = torch.zeros(1, 1, 12, 16)
+    x[0, 0, 5, 7] = 1
+    kernel = torch.tensor([1 / 8, 3 / 4, 1 / 8])
+    torch.testing.assert_close(layer(x)[0, 0, 4:7, 6:9], kernel[:, None] * kernel, atol=1e-6, rtol=0)
+
+
+# Architectures
+
+
+def test_the_papers_network_written_out_by_hand() -> None:
+    network, x = network_of(arch="stcnn", transform="none"), images(3, 1, 28, 28)
+    first, second = (stage.conv for stage in network.classifier.stages)
+    assert first.weight.shape == (88, 1, 9, 9) and second.weight.shape == (88, 88, 7, 7)
+    h = F.relu(F.max_pool2d(first(network.normalise(x)), 2))
+    h = F.relu(F.max_pool2d(second(h), 2)).flatten(1)
+    torch.testing.assert_close(network(x), network.classifier.logits(h), atol=1e-5, rtol=0)
+    torch.testing.assert_close(network.train()(x), network.eval()(x), atol=1e-5, rtol=0)  # nothing drops out
+
+
+def test_the_papers_networks_have_about_400000_parameters() -> None:
+    assert n_parameters(network_of(arch="stcnn", transform="none")) == pytest.approx(400_000, rel=0.05)
+    assert n_parameters(network_of(arch="stcnn", transform="affine")) == pytest.approx(400_000, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_papers_network_takes_any_size(shape: tuple[int, int, int]) -> None:
+    assert network_of(shape, arch="stcnn")(images(2, *shape)).shape == (2, 10)
+
+
+def test_on_60_pixels_both_of_its_nets_see_half_of_them() -> None:
+    network, x = network_of((1, 60, 60), arch="stcnn"), images(2, 1, 60, 60)
+    stages = network.classifier.stages
+    true = stages[1](stages[0](F.avg_pool2d(x, 2))).flatten(1)
+    assert torch.equal(stages(x), true)
+    stages = network.transformer.localisation.stages
+    assert torch.equal(stages(x), stages[1](stages[0](F.max_pool2d(x, 2))).flatten(1))
+
+
+def test_a_layer_takes_a_family_as_well_as_a_name() -> None:
+    layer = SpatialTransformer(1, (12, 12), cpab(2, "fixed"))
+    assert layer.localisation.theta.out_features == cpab(2, "fixed").n_params == 10
+    assert network_of(transform="cpab", cpab_cells=2, cpab_boundary="fixed").transformer.transform is cpab(2, "fixed")

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stn_pipeline import compiler
+from stn_pipeline.compiler import CompilerError, compile_programs, is_compiled
 from stn_pipeline.model import native
-from stn_pipeline.model.native import CompilerError, Geometry, compile_kernels, is_compiled, stage_kernel
+from stn_pipeline.model.native import Geometry, stage_kernel
 from tests.conftest import ROOT
 
 GEOMETRIES = [
@@ -28,7 +30,8 @@ GEOMETRIES = [
     Geometry(1, 1, 1, 2, 3),
     Geometry(2, 7, 3, 4, 5),
 ]
-CACHES = (native._compiler, native._machine, native._library)
+PROGRAMS = [geometry.program for geometry in GEOMETRIES]
+CACHES = (compiler._compiler, compiler._machine, compiler._library, native._load)
 
 
 def forget() -> None:
@@ -44,7 +47,7 @@ def kernels(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         forget()
-        compile_kernels(GEOMETRIES)
+        compile_programs(PROGRAMS)
         yield
     forget()
 
@@ -173,8 +176,8 @@ def test_what_it_was_not_compiled_for_is_refused(wrong):
 
 def test_what_is_compiled_is_not_compiled_again(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", None)
-    compile_kernels(GEOMETRIES)
-    assert is_compiled(GEOMETRIES)
+    compile_programs(PROGRAMS)
+    assert is_compiled(PROGRAMS)
 
 
 @pytest.mark.parametrize(
@@ -183,21 +186,21 @@ def test_what_is_compiled_is_not_compiled_again(monkeypatch):
 )
 def test_without_a_working_compiler_it_says_so(empty_cache, monkeypatch, compiler, told):
     monkeypatch.setenv("CXX", compiler)
-    assert not is_compiled(GEOMETRIES[:1])
+    assert not is_compiled(PROGRAMS[:1])
     with pytest.raises(CompilerError, match=told):
-        compile_kernels(GEOMETRIES[:1])
+        compile_programs(PROGRAMS[:1])
 
 
 def test_a_source_that_does_not_compile_leaves_nothing_behind(empty_cache):
     with pytest.raises(CompilerError, match=r"could not compile stage\.cpp"):
-        compile_kernels([Geometry(1, 1, 5, 5, 5)])  # too small to be pooled
+        compile_programs([Geometry(1, 1, 5, 5, 5).program])  # too small to be pooled
     assert [path.name for path in (empty_cache / "stn_pipeline" / "kernels").iterdir()] == ["lock"]
 
 
 def test_a_cache_that_cannot_be_written_says_so(empty_cache):
     (empty_cache / "stn_pipeline").write_text("in the way")
     with pytest.raises(CompilerError, match="kernels: "):
-        compile_kernels(GEOMETRIES[-1:])
+        compile_programs(PROGRAMS[-1:])
 
 
 def test_two_processes_compile_a_kernel_once(tmp_path):
@@ -205,7 +208,8 @@ def test_two_processes_compile_a_kernel_once(tmp_path):
     real = shutil.which("g++") or shutil.which("clang++")
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *stage.cpp*) echo compiled >> {log};; esac\nexec {real} "$@"\n')
     compiler.chmod(0o755)
-    code = "from stn_pipeline.model.native import *; compile_kernels([Geometry(1, 1, 1, 2, 2), Geometry(1, 2, 1, 2, 2)])"
+    made = "compile_programs(Geometry(1, n, 1, 2, 2).program for n in (1, 2))"
+    code = f"from stn_pipeline.model.native import *; from stn_pipeline.compiler import *; {made}"
     environment = os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]

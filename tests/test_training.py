@@ -756,8 +756,8 @@ def test_precision_is_that_of_the_layers_while_weights_warp_and_scores_stay_fp32
     network = fresh(cfg)
     layers, grids = set(), set()
     network.classifier.hidden.register_forward_hook(lambda module, args, out: layers.add(out.dtype) if module.training else None)
-    points = network.transformer.points
-    network.transformer.points = lambda x: grids.add((found := points(x)).dtype) or found
+    look = network.transformer.look
+    network.transformer.look = lambda *given, **more: grids.add((found := look(*given, **more)).points.dtype) or found
     before = copy.deepcopy(network.state_dict())
     (epoch,) = fit(network, some(40), some(10), cfg)
     assert layers == {dtype} and grids == {torch.float32}

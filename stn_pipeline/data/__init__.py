@@ -1,4 +1,4 @@
-"""Sources -> splits, resident on the device as uint8."""
+"""Sources -> splits, distorted where asked, resident on the device as uint8."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,9 @@ import torch
 
 from stn_pipeline.config import FOLDER, TrainConfig
 from stn_pipeline.data import folder, sources
+from stn_pipeline.data.distortions import canvas_share
 from stn_pipeline.data.sources import SOURCES, check_memory, free_bytes
-from stn_pipeline.data.splits import RawData, Split, Splits, split
+from stn_pipeline.data.splits import RawData, Split, Splits, distorted, split
 from stn_pipeline.errors import DataError
 
 __all__ = ["SOURCES", "RawData", "Split", "Splits", "load"]
@@ -20,7 +21,7 @@ def load(config: TrainConfig, device: torch.device | None = None, announce: Call
     A data set asked for by name never falls back; auto is mnist, or else digits, and says so.
 
     Args:
-        config: dataset, data_dir, image_size, val_fraction and seed are read.
+        config: dataset, data_dir, image_size, distortion, draws, val_fraction and seed are read.
         device: where the images shall lie; None is the CPU.
         announce: told, a line at a time, what the user should know (a download, a fallback, ignored files, a resize).
 
@@ -38,7 +39,12 @@ def load(config: TrainConfig, device: torch.device | None = None, announce: Call
         data_dir = Path(config.data_dir).expanduser()
         raw = sources.auto(data_dir, announce) if config.dataset == "auto" else SOURCES[config.dataset](data_dir, announce)
 
-    if device is not None and device.type == "cuda":
+    device = device or torch.device("cpu")
+    if device.type == "cuda":
         check_memory(f"dataset={raw.name} on {device}", raw.n_bytes, free_bytes(device), "give device=cpu or a smaller set")
-    splits = split(raw, config.val_fraction, config.seed)
-    return splits if device is None else splits.to(device)
+    splits = split(raw, config.val_fraction, config.seed).to(device)
+    if config.distortion == "none":
+        return splits
+    n_bytes = int(2 * raw.n_bytes * canvas_share(config.distortion) * config.draws)
+    check_memory(f"distortion={config.distortion} of {raw.name}", n_bytes, free_bytes(device), "give fewer draws or a smaller set")
+    return distorted(splits, config.distortion, config.draws, config.seed)

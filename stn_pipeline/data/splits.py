@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stn_pipeline.config import short_name
+from stn_pipeline.data.distortions import distort
 from stn_pipeline.errors import DataError
 
 TEST_FRACTION = 0.2  # of a source that has no test split of its own
@@ -35,6 +36,10 @@ class Split:
         """Return the split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def draw(self, epoch: int) -> "Split":
+        """Return what an epoch trains on: the same each time, but for a split that is distorted."""
+        return self
+
     def spread(self, n: int) -> Tensor:
         """Return at most n indices, evenly spread: a few images of every class, where a folder lists class by class."""
         n = min(n, len(self))
@@ -44,6 +49,38 @@ class Split:
         """Return the images at `index` int64 (n,), copied."""
         at = torch.from_numpy(index).to(self.images.device)
         return Split(self.images[at].contiguous(), self.labels[at])
+
+
+@dataclass(frozen=True)
+class Distorted(Split):
+    """A split whose images are drawn anew each epoch; `images` are the draw of epoch 0, which no training sees."""
+
+    source: Tensor
+    kind: str
+    seed: int
+
+    @classmethod
+    def of(cls, split: Split, kind: str, seed: int) -> "Distorted":
+        """Distort a split; epoch e of a seed is always the same draw."""
+        return cls(distort(split.images, kind, f"train {seed} 0"), split.labels, split.images, kind, seed)
+
+    def draw(self, epoch: int) -> Split:
+        """Return the draw of an epoch."""
+        return Split(distort(self.source, self.kind, f"train {self.seed} {epoch}"), self.labels)
+
+    def to(self, device: torch.device) -> "Distorted":
+        """Return the split on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), source=self.source.to(device))
+
+
+def distorted(splits: "Splits", kind: str, draws: int, seed: int) -> "Splits":
+    """Return splits distorted: train anew each epoch; val and test once for all, each image `draws` times, whatever the seed."""
+
+    def fixed(split: Split, name: str) -> Split:
+        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws))
+
+    train = Distorted.of(splits.train, kind, seed)
+    return replace(splits, train=train, val=fixed(splits.val, "val"), test=fixed(splits.test, "test"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from stn_pipeline.jobs.driver import Job, Outcome, Source, drive
 from stn_pipeline.jobs.lock import only_driver
 from stn_pipeline.jobs.pool import LocalPool, available_cores, n_workers
 from stn_pipeline.jobs.trainings import Training, Trainings, times
-from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, run_trial, title_of, train_and_test
+from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, log_robustness, run_trial, title_of, train_and_test
 
 __all__ = [
     "Job",
@@ -18,6 +18,7 @@ __all__ = [
     "evaluate_run",
     "headline",
     "in_words",
+    "log_robustness",
     "n_workers",
     "only_driver",
     "run_trial",

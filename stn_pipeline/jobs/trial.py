@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from stn_pipeline.training import Checkpoint, Epoch, Record, Scores, calibration
 from stn_pipeline.training.engine import engage
 from stn_pipeline.training.fingerprint import code_version, fingerprint
 from stn_pipeline.training.fit import at_chance
+from stn_pipeline.training.robustness import SWEPT, plain, robustness
 
 SHOWN_EACH_EPOCH = 12
 SHOWN_AT_THE_END = 8
@@ -97,8 +99,8 @@ def train_and_test(
 
 
 def title_of(config: TrainConfig, splits: Splits) -> str:
-    """Return what a run is called, as in `diffeo-coordconv mnist s3`."""
-    return f"{config.arm} {splits.name} s{config.seed}"
+    """Return what a run is called, as in `diffeo-coordconv mnist s3` or `cpab rotated mnist s0`."""
+    return " ".join([config.arm, *([config.distortion] if config.distortion != "none" else []), splits.name, f"s{config.seed}"])
 
 
 @torch.inference_mode()
@@ -126,6 +128,14 @@ def evaluate_run(
     predictions = {"label": scores.labels.numpy(), "predicted": scores.predicted.numpy()}
     run.log_files(_pictures(network, split, classes, scores, title) | {"predictions.npz": _npz(predictions)})
     return summary
+
+
+def log_robustness(run: Run, network: Network, split: Split, n_images: int, title: str) -> None:
+    """Log accuracy against rotation, scale and shift, as robustness.png and robustness.json."""
+    curves = robustness(network, split, n_images)
+    run.log_json("robustness.json", plain(curves))
+    drawn = {name: (SWEPT[name][0], np.array([astuple(point) for point in points])) for name, points in curves.items()}
+    run.log_files({"robustness.png": figures.to_png(figures.robustness(drawn, f"{title}, {min(n_images, len(split))} images"))})
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:

@@ -1,8 +1,9 @@
-"""Convolutions with CoordConv, and the stage conv -> pool -> relu of which both nets are made.
+"""The sizes of the networks, convolutions with CoordConv, and the stage conv -> pool -> relu of which both nets are made.
 
 Legend: B batch, C channels, (H, W) input size, k kernel side.
 """
 
+import math
 from typing import NamedTuple, Self
 
 import torch
@@ -14,21 +15,49 @@ from stn_pipeline.model.native import Geometry, Kernel, stage_kernel
 from stn_pipeline.transforms import lattice
 
 SMALLEST_SIDE = 4
-UNPADDED_SIDE = 22
+
+
+class Sizes(NamedTuple):
+    """Of a net of two stages and at most one hidden layer: channels and kernel side of the stages, hidden units (0: no such layer)."""
+
+    channels: tuple[int, int]
+    kernels: tuple[int, int]
+    hidden: int
+
+
+class Arch(NamedTuple):
+    """An architecture: its two nets, where the classifier drops out, and what it does with small and large images.
+
+    unpadded_side: px a side below which convolutions are padded to keep their size, or too few features would be left.
+    halved_from: px a side from which images are halved before both nets.
+    """
+
+    localiser: Sizes
+    classifier: Sizes
+    dropout: bool
+    unpadded_side: int
+    halved_from: float
+
+
+# report: the seed report's.   stcnn: the STN paper's, with as many filters as make its 400k parameters at 28x28.
+ARCHS = {
+    "report": Arch(Sizes((8, 10), (7, 5), 32), Sizes((10, 20), (5, 5), 50), dropout=True, unpadded_side=22, halved_from=math.inf),
+    "stcnn": Arch(Sizes((20, 20), (5, 5), 20), Sizes((88, 88), (9, 7), 0), dropout=False, unpadded_side=26, halved_from=56),
+}
 
 
 class Options(NamedTuple):
-    """What all convolutions of a network share: padded to keep their size, given x and y, given r too."""
+    """What both nets of a network share: the architecture, and whether convolutions are padded, given x and y, given r too."""
 
+    arch: Arch
     padded: bool
     coordconv: bool
     coordconv_r: bool
 
     @classmethod
-    def for_image(cls, image_size: tuple[int, int], coordconv: bool, coordconv_r: bool) -> Self:
+    def for_image(cls, arch: str, image_size: tuple[int, int], coordconv: bool, coordconv_r: bool) -> Self:
         """Return the options for an image size (H, W).
 
-        The report's nets are not padded; below 22 pixels a side that would leave the localiser less than 2x2 features.
         Raises: ConfigError below 4 pixels a side, where two poolings leave nothing.
         """
         if min(image_size) < SMALLEST_SIDE:
@@ -36,7 +65,11 @@ class Options(NamedTuple):
             raise ConfigError(
                 f"images are {height}x{width} px: both sides must be >= {SMALLEST_SIDE} px, for two poolings; use larger images"
             )
-        return cls(min(image_size) < UNPADDED_SIDE, coordconv, coordconv_r)
+        return cls(ARCHS[arch], min(image_size) < ARCHS[arch].unpadded_side, coordconv, coordconv_r)
+
+    def halves(self, image_size: tuple[int, int]) -> bool:
+        """Say whether images of a size are halved before both nets."""
+        return min(image_size) >= self.arch.halved_from
 
 
 class CoordConv2d(nn.Conv2d):
@@ -101,3 +134,25 @@ class Stage(nn.Module):
             pooled = self._kernel(inputs, self.conv.weight, self.conv.get_parameter("bias"))
         kept: Tensor = self.dropout(pooled)
         return kept
+
+
+class Stages(nn.Sequential):
+    """The two stages of a net: (B, C, H, W) -> (B, n_features), flat. Images that are halved first, by `pool`, are so here."""
+
+    def __init__(
+        self, sizes: Sizes, in_channels: int, image_size: tuple[int, int], options: Options, *, pool: type[nn.Module], dropout: bool
+    ):
+        halved = options.halves(image_size)
+        height, width = image_size
+        size = (height // 2, width // 2) if halved else image_size
+        first = Stage((in_channels, sizes.channels[0]), sizes.kernels[0], size, options)
+        second = Stage(sizes.channels, sizes.kernels[1], first.size, options, dropout=dropout)
+        super().__init__(first, second)
+        self.halve = pool(2) if halved else None
+        self.n_features = sizes.channels[1] * math.prod(second.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features."""
+        x = x if self.halve is None else self.halve(x)
+        features: Tensor = self[1](self[0](x))
+        return features.flatten(1)

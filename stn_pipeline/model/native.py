@@ -1,17 +1,11 @@
-"""The stage conv -> pool -> relu as one operation on the CPU, compiled for this machine by its own C++ compiler.
+"""The stage conv -> pool -> relu as one operation on the CPU.
 
 layers.py is the definition; this is the same function and the same gradients to float32 rounding, in a third of the time
-or less (stage.cpp says how). One small library a geometry, compiled in about a second, kept in the user's cache and shared by all
-processes; there is nothing to install where a compiler is.
+or less (stage.cpp says how).
 """
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,19 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stn_pipeline.errors import StnError
+from stn_pipeline.compiler import Program, library
 
 SOURCE = Path(__file__).with_name("stage.cpp")
-COMPILERS = ("g++", "clang++")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
 LANES = 16  # images that a thread holds at once
 MOST_SCRATCH = 2**26  # bytes of them: beyond the caches there is nothing to gain
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class CompilerError(StnError):
-    """There is no C++ compiler, or it refused."""
 
 
 class Geometry(NamedTuple):
@@ -61,31 +49,10 @@ class Geometry(NamedTuple):
         height, width = self.size
         return 4 * LANES * max(self.C * self.H * self.W, self.O * height * width) <= MOST_SCRATCH
 
-
-def compile_kernels(geometries: Iterable[Geometry]) -> None:
-    """Compile what the cache does not hold, side by side, for every process of this user on such a machine.
-
-    Raises: CompilerError.
-    """
-    wanted = set(geometries)
-    if is_compiled(wanted):
-        return
-    with _one_at_a_time():
-        started = {geometry: _start(geometry) for geometry in wanted if not _library(geometry).exists()}
-        for geometry, (process, unfinished) in started.items():
-            _, told = process.communicate()
-            if process.returncode:
-                unfinished.unlink(missing_ok=True)
-                raise CompilerError(f"{_compiler()} could not compile {SOURCE.name}: {told.strip()[:300] or process.returncode}")
-            unfinished.rename(_library(geometry))
-
-
-def is_compiled(geometries: Iterable[Geometry]) -> bool:
-    """Say whether the cache holds all of these already; not where there is no compiler to know it by."""
-    try:
-        return all(_library(geometry).exists() for geometry in geometries)
-    except CompilerError:
-        return False
+    @property
+    def program(self) -> Program:
+        """What computes it."""
+        return Program(SOURCE, tuple(self._asdict().items()))
 
 
 def stage_kernel(geometry: Geometry) -> Kernel:
@@ -95,11 +62,10 @@ def stage_kernel(geometry: Geometry) -> Kernel:
     Equal to torch's to rounding, and bitwise the same for any number of threads.  Checked against: torch, in float64.
     Raises: CompilerError where it is not compiled and cannot be.
     """
-    compile_kernels([geometry])
-    library = _load(_library(geometry))
+    compiled = _load(geometry)
 
     def kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        pooled: Tensor = _Stage.apply(library, geometry, x.contiguous(), weight.contiguous(), bias)
+        pooled: Tensor = _Stage.apply(compiled, geometry, x.contiguous(), weight.contiguous(), bias)
         return pooled
 
     return kernel
@@ -133,63 +99,8 @@ def _addresses(*tensors: Tensor | None) -> list[int | None]:
 
 
 @cache
-def _load(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    library.forward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64, ctypes.c_int]
-    library.backward.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64, ctypes.c_int]
-    return library
-
-
-@cache
-def _compiler() -> str:
-    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        raise CompilerError(f"no C++ compiler called {' or '.join(names)} is on the path: install g++")
-    return found
-
-
-@cache
-def _machine() -> str:
-    """Return what the compiler says of itself and of this processor: a cache may be shared by unlike machines."""
-    asked = subprocess.run(
-        [_compiler(), "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=False
-    )
-    if asked.returncode:
-        raise CompilerError(f"{_compiler()} does not know -march=native: {asked.stderr.strip()[:300]}")
-    return asked.stdout
-
-
-@cache
-def _library(geometry: Geometry) -> Path:
-    """Return where a geometry's library lies, or would lie."""
-    content = (SOURCE.read_text(), _compiler(), " ".join(FLAGS), _machine())
-    name = "-".join(map(str, geometry))
-    return _folder() / f"stage-{name}-{hashlib.sha256(chr(0).join(content).encode()).hexdigest()[:16]}.so"
-
-
-def _folder() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("stn_pipeline") / "kernels"
-
-
-def _start(geometry: Geometry) -> tuple[subprocess.Popen[str], Path]:
-    unfinished = _library(geometry).with_suffix(f".{os.getpid()}")
-    macros = [f"-D{name}={value}" for name, value in geometry._asdict().items()]
-    command = [_compiler(), *FLAGS, *macros, str(SOURCE), "-o", str(unfinished)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True), unfinished
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Keep the workers of a sweep from compiling the same thing side by side."""
-    import fcntl
-
-    try:
-        _folder().mkdir(parents=True, exist_ok=True)
-        with (_folder() / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise CompilerError(f"{_folder()}: {error.strerror or error}") from error
+def _load(geometry: Geometry) -> ctypes.CDLL:
+    loaded = library(geometry.program)
+    loaded.forward.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64, ctypes.c_int]
+    loaded.backward.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64, ctypes.c_int]
+    return loaded

@@ -1,9 +1,8 @@
-"""The report's network: an optional spatial transformer before a small convolutional classifier.
+"""The network: an optional spatial transformer before a small convolutional classifier.
 
 Legend: B batch, C channels, (H, W) image size, K classes.
 """
 
-import math
 import zlib
 
 import torch
@@ -12,27 +11,28 @@ from torch import Tensor, nn
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import ShapeError
-from stn_pipeline.model.layers import Options, Stage
-from stn_pipeline.model.sampler import sample
+from stn_pipeline.model.layers import Options, Stages
 from stn_pipeline.model.spatial_transformer import Localisation, SpatialTransformer
+from stn_pipeline.transforms import cpab
 
 
 class Classifier(nn.Module):
-    """The report's classifier: (B, C, H, W) -> logits (B, K)."""
+    """The classifier: (B, C, H, W) -> logits (B, K)."""
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], n_classes: int, options: Options):
         super().__init__()
-        first = Stage((in_channels, 10), 5, image_size, options)
-        second = Stage((10, 20), 5, first.size, options, dropout=True)
-        self.stages = nn.Sequential(first, second)
-        self.hidden = nn.Linear(20 * math.prod(second.size), 50)
-        self.dropout = nn.Dropout()
-        self.logits = nn.Linear(50, n_classes)
+        sizes, drops = options.arch.classifier, options.arch.dropout
+        self.stages = Stages(sizes, in_channels, image_size, options, pool=nn.AvgPool2d, dropout=drops)
+        self.hidden = nn.Linear(self.stages.n_features, sizes.hidden) if sizes.hidden else None
+        self.dropout = nn.Dropout() if drops else nn.Identity()
+        self.logits = nn.Linear(sizes.hidden or self.stages.n_features, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        hidden = F.relu(self.hidden(self.stages(x).flatten(1)))
-        logits: Tensor = self.logits(self.dropout(hidden))
+        features = self.stages(x)
+        if self.hidden is not None:
+            features = F.relu(self.hidden(features))
+        logits: Tensor = self.logits(self.dropout(features))
         return logits
 
 
@@ -54,13 +54,16 @@ class Network(nn.Module):
             else SpatialTransformer(
                 channels,
                 image_size,
-                config.transform,
+                cpab(config.cpab_cells, config.cpab_boundary) if config.transform == "cpab" else config.transform,
                 padding=config.padding,
                 coordconv=config.coordconv,
                 coordconv_r=config.coordconv_r,
+                iterations=config.iterations,
+                supersample=config.supersample,
+                arch=config.arch,
             )
         )
-        options = Options.for_image(image_size, config.coordconv, config.coordconv_r)
+        options = Options.for_image(config.arch, image_size, config.coordconv, config.coordconv_r)
         self.classifier = Classifier(channels, image_size, n_classes, options)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
@@ -77,8 +80,7 @@ class Network(nn.Module):
             raise ShapeError(f"Network: images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, self.image_shape))})")
         if self.transformer is None:
             return images, None
-        points = self.transformer.points(self.normalise(images))
-        return sample(images, points, self.transformer.padding), points
+        return self.transformer.warp(images, see=self.normalise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, C, H, W) in [0, 1]."""

@@ -65,6 +65,13 @@ class CapturedSteps(Steps):
             if "capturable" in group:
                 group["capturable"] = device.type == "cuda"
 
+    def feed(self, train: Split) -> None:
+        """Take the images from this split: copied to where the graphs read them, once there are any."""
+        if not self._graphs:
+            self.train = train
+        elif train.images is not self.train.images:
+            self.train.images.copy_(train.images)
+
     def epoch(self, number: int, order: Tensor, tick: Callable[[int], object]) -> tuple[Tensor, Tensor]:
         """Take the steps of an epoch, as Steps.epoch does."""
         size, n_full = self.config.batch_size, len(order) // self.config.batch_size

@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 
+from stn_pipeline.compiler import CompilerError, compile_programs, is_compiled
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.model import Network, build
 from stn_pipeline.model.layers import Stage
-from stn_pipeline.model.native import CompilerError, is_compiled
 
 Engine = Literal["plain", "kernels", "captured"]
 
@@ -36,11 +36,18 @@ def engage(network: Network, config: TrainConfig, n_images: int, announce: Calla
         if config.compile == "on":
             raise ConfigError(f"compile=on: {why}")
         return "plain"
-    if not is_compiled(stage.geometry for stage in stages):
+    transformer = network.transformer
+    programs = [stage.geometry.program for stage in stages if stage.geometry.fits]
+    if transformer is not None and transformer.transform.program is not None:
+        programs.append(transformer.transform.program)
+    if not is_compiled(programs):
         announce("compiling kernels for this processor: a few seconds, once")
     try:
+        compile_programs(programs)
         for stage in stages:
             stage.use_kernel()
+        if transformer is not None:
+            transformer.use_kernel()
     except CompilerError as error:
         if config.compile == "on":
             raise ConfigError(f"compile=on: {error}: give compile=auto or off") from error

@@ -117,6 +117,7 @@ def fit(
         started = time.perf_counter()
         torch.manual_seed(config.seed * 100_003 + number)
         order = torch.randperm(len(train)).to(device)
+        steps.feed(train.draw(number))
         network.train()
         with arithmetic(config.precision):
             losses, n_right = steps.epoch(number, order, tick)
@@ -153,8 +154,7 @@ def diagnose(network: Network, images: Tensor) -> dict[str, float]:
     if network.transformer is None:
         return dict.fromkeys(("shift", "outside", "log_det", "folded"), math.nan)
     transformer = network.transformer
-    theta = transformer.localisation(network.normalise(images.float() / 255))
-    points = transformer.transform(theta, transformer.get_buffer("target")).view(-1, *transformer.output_size, 2)
+    theta, points = transformer.look(images.float() / 255, see=network.normalise)
     identity = transformer.localisation.get_buffer("identity")
     return {"shift": (theta - identity).abs().mean().item(), **warp_shape(points)._asdict()}
 

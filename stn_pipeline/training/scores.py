@@ -106,15 +106,21 @@ def calibration(scores: Scores, n_bins: int = CALIBRATION_BINS) -> Calibration:
     return Calibration(mean_confidence, accuracy, count, error)
 
 
+def accuracy_interval(scores: Scores) -> tuple[float, float]:
+    """Return the ends of Wilson's 95 % interval of the accuracy."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(scores.n_right, scores.n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def report(scores: Scores, classes: tuple[str, ...]) -> dict[str, object]:
     """Return everything there is to say of the scores, ready for JSON.
 
     accuracy_95 is Wilson's interval; precision, recall and F1 are 0 where a class was never predicted or never seen.
     """
-    from scipy.stats import binomtest
     from sklearn.metrics import precision_recall_fscore_support
 
-    interval = binomtest(scores.n_right, scores.n).proportion_ci(0.95, method="wilson")
     precision, recall, f1, support = precision_recall_fscore_support(
         scores.labels.numpy(), scores.predicted.numpy(), labels=range(scores.n_classes), zero_division=0
     )
@@ -126,7 +132,7 @@ def report(scores: Scores, classes: tuple[str, ...]) -> dict[str, object]:
         "n": scores.n,
         "loss": scores.loss,
         "accuracy": scores.accuracy,
-        "accuracy_95": [float(interval.low), float(interval.high)],
+        "accuracy_95": list(accuracy_interval(scores)),
         "calibration_error": calibration(scores).error,
         "macro_f1": float(np.mean(f1)),
         "per_class": per_class,

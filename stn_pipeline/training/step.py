@@ -52,6 +52,10 @@ class Steps:
         self.network, self.optimizer, self.train, self.config = network, optimizer, train, config
         self.n_steps = math.ceil(len(train) / config.batch_size)
 
+    def feed(self, train: Split) -> None:
+        """Take the images of the next epochs from this split, as long as the one before."""
+        self.train = train
+
     def epoch(self, number: int, order: Tensor, tick: Callable[[int], object]) -> tuple[Tensor, Tensor]:
         """Take the steps of epoch `number` over the images in this order (N,); return their losses and the count of right answers.
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stn_pipeline.transforms.affine import apply_affine
+from stn_pipeline.transforms.affine import apply_rows
 from stn_pipeline.transforms.family import Transform
 
 HALVINGS = 8
@@ -46,11 +46,11 @@ def warp(theta: Tensor, points: Tensor) -> Tensor:
     """Return the source points exp(G)·p, where G = [A | b] is the generator.
 
     Convention: theta is the rows of G; zero is the identity, and -theta inverts theta.
-    Args:    theta: (B, 6) unitless, identity at 0.   points: (N, 2) target (x, y) in [-1, 1].
+    Args:    theta: (B, 6) unitless, identity at 0.   points: (N, 2) or (B, N, 2) target (x, y) in [-1, 1].
     Returns: (B, N, 2) source points, not clamped; the determinant exp(trace A) is positive.
     Source:  Detlefsen et al. 2018, sec. 3.   Checked against: scipy.linalg.expm.
     """
-    return apply_affine(exp_affine(theta.view(-1, 2, 3)), points)
+    return apply_rows(exp_affine(theta.view(-1, 2, 3)), points)
 
 
 DIFFEO = Transform(name="diffeo", identity=(0,) * 6, warp=warp, source="Detlefsen et al. 2018, sec. 3", inverse=torch.neg)

@@ -2,7 +2,7 @@
 
 Coordinates are (x, y), x right, y down; [-1, 1] spans the image's outer edges, so that one pixel is 2/W wide and
 pixel (row i, column j) of an (H, W) image has its centre at ((2j + 1)/W - 1, (2i + 1)/H - 1). This is what torch calls
-`align_corners=False`; beside this file only model/sampler.py knows it.
+`align_corners=False`; beside this file only sampler.py knows it.
 
 Legend: B batch, N points, (h, w) size of the output lattice.
 """

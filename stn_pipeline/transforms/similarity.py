@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stn_pipeline.transforms.affine import apply_affine
+from stn_pipeline.transforms.affine import apply_rows
 from stn_pipeline.transforms.diffeo import exp_affine
 from stn_pipeline.transforms.family import Transform
 
@@ -13,13 +13,13 @@ def warp(theta: Tensor, points: Tensor) -> Tensor:
 
     Convention: theta is (s, r, tx, ty): log of the scale, angle in radians (from x to y, clockwise on the screen), and
     the velocity of the shift; zero is the identity, and -theta inverts theta.
-    Args:    theta: (B, 4), identity at 0.   points: (N, 2) target (x, y) in [-1, 1].
+    Args:    theta: (B, 4), identity at 0.   points: (N, 2) or (B, N, 2) target (x, y) in [-1, 1].
     Returns: (B, N, 2) source points, not clamped.  On a non-square image the angle is one of the square [-1, 1]².
     Source:  Lin & Lucey 2017, sec. 3 (arXiv:1612.03897), warps by generators.   Checked against: scipy.linalg.expm.
     """
     s, r, tx, ty = theta.unbind(dim=1)
     generator = torch.stack((s, -r, tx, r, s, ty), dim=1)  # (B, 6)
-    return apply_affine(exp_affine(generator.view(-1, 2, 3)), points)
+    return apply_rows(exp_affine(generator.view(-1, 2, 3)), points)
 
 
 SIMILARITY = Transform(name="similarity", identity=(0,) * 4, warp=warp, source="Lin & Lucey 2017, sec. 3", inverse=torch.neg)
