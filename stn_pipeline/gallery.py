@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from stn_pipeline.transforms import Transform
 
-STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4)  # mean way of a point, in half images
+STRENGTHS = (0.1, 0.2, 0.3)  # mean way of a point, in half images
 
 
 class GalleryConfig(Knobs):
@@ -65,15 +65,17 @@ def _of_families(knobs: GalleryConfig) -> bytes:
     image = test.images[knobs.image][None].float() / 255
     size = (image.shape[2], image.shape[3])
     points = lattice(*size)
+    images = image.expand(len(TRANSFORMS), -1, -1, -1)
     arms = {}
-    for name, family in TRANSFORMS.items():
-        direction = torch.randn(family.n_params, generator=torch.Generator().manual_seed(knobs.seed))
-        theta = torch.cat([towards(family, direction, way, points) for way in STRENGTHS])
-        grid = family(theta, points).view(-1, *size, 2)
-        arms[name] = (sample(image.expand(len(theta), -1, -1, -1), grid).numpy(), grid.numpy())
-    columns = [f"{way:g}" for way in STRENGTHS]
+    for way in STRENGTHS:
+        grids = []
+        for family in TRANSFORMS.values():
+            direction = torch.randn(family.n_params, generator=torch.Generator().manual_seed(knobs.seed))
+            grids.append(family(towards(family, direction, way, points), points).view(1, *size, 2))
+        grid = torch.cat(grids)
+        arms[f"way {way:g}"] = (sample(images, grid).numpy(), grid.numpy())
     title = "Families of warps, one direction each, by the mean way of a point in half images"
-    return figures.to_png(figures.warps_by_arm(image.expand(len(STRENGTHS), -1, -1, -1).numpy(), arms, title, columns))
+    return figures.to_png(figures.warps_by_arm(images.numpy(), arms, title, list(TRANSFORMS)))
 
 
 def _of_runs(knobs: GalleryConfig) -> bytes:

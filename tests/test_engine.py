@@ -73,6 +73,9 @@ def pretended(monkeypatch):
         ({"epochs": 5}, MNIST, "kernels"),
         ({"epochs": 1}, MNIST, "plain"),
         ({"epochs": 1, "compile": "on"}, MNIST, "kernels"),
+        ({"epochs": 1, "transform": "tps"}, MNIST, "plain"),
+        ({"epochs": 1, "transform": "cpab"}, MNIST, "kernels"),  # its plain flow is the dearest of all
+        ({"epochs": 5, "transform": "cpab"}, DIGITS, "plain"),
         ({"epochs": 50, "compile": "off"}, MNIST, "plain"),
         ({"epochs": 50, "precision": "bf16"}, MNIST, "plain"),
         ({"epochs": 20}, DIGITS, "plain"),

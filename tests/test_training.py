@@ -23,12 +23,13 @@ from torch.testing import assert_close
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split, Splits, load
+from stn_pipeline.data.splits import Distorted
 from stn_pipeline.errors import ConfigError, DivergedError
 from stn_pipeline.model import Network, build
 from stn_pipeline.progress import Progress
 from stn_pipeline.training import Checkpoint, Epoch, Record, State, checkpoint, fit, score
 from stn_pipeline.training.device import arithmetic, resolve
-from stn_pipeline.training.step import make_optimizer, step
+from stn_pipeline.training.step import Steps, make_optimizer, step
 
 fit_module = importlib.import_module("stn_pipeline.training.fit")  # the package's own attribute `fit` is the function
 step_module = importlib.import_module("stn_pipeline.training.step")
@@ -276,6 +277,26 @@ def test_a_run_that_goes_on_from_its_file_is_the_unbroken_run_bit_for_bit(knobs,
     rest = list(fit(fresh(found.config), some(40), some(30, 100), found.config, found.state))
     assert [epoch.record.number for epoch in rest] == list(range(after + 1, 6))
     assert_same(content(rest[-1].state), unbroken)
+
+
+def test_a_run_on_distorted_images_that_goes_on_is_the_unbroken_run_bit_for_bit():
+    cfg, train = config(epochs=4), Distorted.of(some(40), "rotated", 0)
+    epochs = fit(fresh(cfg), train, some(30, 100), cfg)
+    next(epochs)
+    state = copy.deepcopy(next(epochs).state)
+    unbroken = content(list(epochs)[-1].state)
+    assert_same(content(list(fit(fresh(cfg), train, some(30, 100), cfg, state))[-1].state), unbroken)
+    undistorted = content(trained(cfg).state)
+    assert differ(undistorted["network"], unbroken["network"])
+
+
+def test_each_epoch_trains_on_a_draw_of_its_own(monkeypatch):
+    cfg, train, seen = config(epochs=3), Distorted.of(some(40), "rotated", 0), []
+    monkeypatch.setattr(Steps, "feed", lambda self, split: seen.append(split.images) or setattr(self, "train", split))
+    list(fit(fresh(cfg), train, some(30, 100), cfg))
+    for number, images in enumerate(seen, start=1):
+        assert torch.equal(images, train.draw(number).images)
+    assert len(seen) == 3 and not torch.equal(seen[0], seen[1])
 
 
 def test_a_best_epoch_before_the_interruption_is_still_the_best_after_it(monkeypatch, tmp_path):

@@ -18,9 +18,10 @@ from stn_pipeline.model.layers import Stage
 
 Engine = Literal["plain", "kernels", "captured"]
 
-# Products (forward, of all the epochs) from which kernels save more than the seconds that compiling them takes: one and
-# a half epochs of MNIST.
+# Of all the epochs: products (forward) from which kernels save more than the seconds that compiling them takes, one and
+# a half epochs of MNIST; and points warped by a family that has a kernel of its own, an eighth of one.
 PAYS_BACK = 6e10
+POINTS_PAY_BACK = 5e6
 
 
 def engage(network: Network, config: TrainConfig, n_images: int, announce: Callable[[str], object] = lambda line: None) -> Engine:
@@ -32,12 +33,12 @@ def engage(network: Network, config: TrainConfig, n_images: int, announce: Calla
     if next(network.parameters()).device.type == "cuda":
         return "plain" if config.compile == "off" else "captured"
     stages = [module for module in network.modules() if isinstance(module, Stage)]
-    if why := _against(stages, config, n_images):
+    if why := _against(network, stages, config, n_images):
         if config.compile == "on":
             raise ConfigError(f"compile=on: {why}")
         return "plain"
     transformer = network.transformer
-    programs = [stage.geometry.program for stage in stages if stage.geometry.fits]
+    programs = [stage.geometry.program for stage in stages]
     if transformer is not None and transformer.transform.program is not None:
         programs.append(transformer.transform.program)
     if not is_compiled(programs):
@@ -56,16 +57,19 @@ def engage(network: Network, config: TrainConfig, n_images: int, announce: Calla
     return "kernels"
 
 
-def _against(stages: list[Stage], config: TrainConfig, n_images: int) -> str:
+def _against(network: Network, stages: list[Stage], config: TrainConfig, n_images: int) -> str:
     """Return what speaks against kernels, or nothing."""
-    products = sum(stage.geometry.products for stage in stages) * n_images * config.epochs
+    products, points = sum(stage.geometry.products for stage in stages), 0
+    if network.transformer is not None and network.transformer.transform.program is not None:
+        points = len(network.transformer.get_buffer("target")) * config.iterations
+    worth = n_images * config.epochs * (products / PAYS_BACK + points / POINTS_PAY_BACK)
     if config.compile == "off":
         return "it is off"
     if config.precision != "fp32":
         return f"kernels compute in fp32, got precision={config.precision}: give precision=fp32 or compile=off"
     if not all(stage.geometry.fits for stage in stages):
         return "the images are too large for kernels to pay: give compile=off or smaller images"
-    return "it would not pay" if config.compile == "auto" and products < PAYS_BACK else ""
+    return "it would not pay" if config.compile == "auto" and worth < 1 else ""
 
 
 def rehearse(config: TrainConfig, splits: Splits, device: torch.device, announce: Callable[[str], object]) -> Engine:
