@@ -2,6 +2,7 @@
 
 import shutil
 
+import libcpab
 import numpy as np
 import pytest
 import scipy.linalg
@@ -138,8 +139,7 @@ def test_the_flow_of_one_affine_map_is_its_exponential() -> None:
     torch.testing.assert_close(cpab(3)(at_vertices.flatten(1), points), DIFFEO(generators, points), atol=2e-5, rtol=0)
 
 
-def test_libcpab_agrees(tmp_path) -> None:
-    libcpab = pytest.importorskip("libcpab", reason="libcpab is not installed: pip install libcpab")
+def test_libcpab_agrees() -> None:
     theirs = libcpab.Cpab([3, 3], device="cpu", zero_boundary=True)
     theta, points = moving_by(4, 3, "fixed", 5), lattice(28, 28, torch.float64)
     # Ours over [-1, 1]² as maps over [0, 1]²: q = (p + 1) / 2; libcpab lists a square's triangles top, right, bottom, left.

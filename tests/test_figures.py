@@ -198,7 +198,7 @@ def test_wrong_predictions_are_coloured_and_marked():
     figure = figures.warps(images, images, lattice(3, 8, 8), ["a", "b", "c"], ["a", "x", "c"], "t")
     said = [axes.xaxis.label for axes in figure.axes if axes.get_xlabel()]
     assert [text.get_text() for text in said] == ["a", "✗ x", "c"]
-    assert [to_hex(text.get_color()).upper() == figures.WRONG for text in said] == [False, True, False]
+    assert [to_hex(text.get_color()).upper() == figures.VERMILION for text in said] == [False, True, False]
 
 
 def test_colour_images_are_shown_as_they_are_and_grey_ones_grey():
