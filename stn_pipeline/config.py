@@ -187,7 +187,9 @@ class EvalConfig(Knobs):
         "same", help="distortion of the images; same is the run's own"
     )
     split: Literal["train", "val", "test"] = knob("test", help="split to score")
-    robustness: int = knob(1000, help="images on which accuracy is told against rotation, scale and shift; 0 for none", unit="images", ge=0)
+    robustness: int = knob(
+        1000, help="undistorted images on which accuracy is told against rotation, scale and shift; 0 for none", unit="images", ge=0
+    )
     device: DeviceName = knob("auto", help=DEVICE_HELP)
 
 

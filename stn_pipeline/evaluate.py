@@ -30,7 +30,7 @@ def evaluate(argv: Sequence[str]) -> None:
         renamed = next(pair for pair in zip(splits.classes, checkpoint.classes, strict=True) if pair[0] != pair[1])
         print(f"warning: a class is called {renamed[0]} here and was {renamed[1]} in training", file=sys.stderr)
 
-    title = f"eval {checkpoint.config.arm} {splits.name} {knobs.split} s{checkpoint.config.seed}"
+    title = f"eval {jobs.title_of(config, splits)}, {knobs.split}"
     used = knobs.model_copy(update={"dataset": splits.dataset, "data_dir": config.data_dir})
     with tracking.open_run(title, used, parent=knobs.run_id, device=describe(device)) as run:
         run.log_data(splits)
@@ -38,7 +38,8 @@ def evaluate(argv: Sequence[str]) -> None:
         network = checkpoint.build_best().to(device)
         split = getattr(splits, knobs.split)
         if knobs.robustness:
-            jobs.log_robustness(run, network, split, knobs.robustness, title)
+            upright = load(config.model_copy(update={"distortion": "none"}), device, announce=lambda line: None)
+            jobs.log_robustness(run, network, getattr(upright, knobs.split), knobs.robustness, title)
         scores = jobs.evaluate_run(run, network, split, splits.classes, name=knobs.split, title=title)
         run.describe(jobs.headline(title, scores, f"Scored the best epoch of run `{knobs.run_id}`", knobs.split))
         print(f"run {run.id}  {title}: {jobs.in_words(scores)}")

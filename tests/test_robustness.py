@@ -56,6 +56,15 @@ def test_each_point_is_the_score_of_those_images_with_wilsons_interval(network, 
     assert (point.accuracy, point.low, point.high) == pytest.approx((right / 40, interval.low, interval.high))
 
 
+def test_smaller_images_stand_in_the_middle(network, split):
+    seen = []
+    network.image_shape = (1, 16, 14)
+    network.forward = lambda images: seen.append(images) or torch.zeros(len(images), 2)
+    robustness(network, split, 40)
+    upright = seen[6]  # of 13 rotations
+    assert torch.equal((255 * upright[:, :, 3:13, 2:12]).round().byte(), split.images) and upright.shape == (40, 1, 16, 14)
+
+
 def test_it_is_written_with_its_units_and_drawn(network, split):
     curves = robustness(network, split, 10)
     told = plain(curves)

@@ -117,6 +117,19 @@ def test_eval_scores_the_run_again_in_a_run_of_its_own(trained):
     assert runs()[0].data.metrics["val/loss"] == pytest.approx(best.best_val_loss, abs=1e-6)
 
 
+def test_eval_tells_robustness_unless_asked_not_to_and_may_distort(trained):
+    evaluate.evaluate(["--run_id", trained.info.run_id, "--robustness", "50"])
+    names = {file.path for file in mlflow.MlflowClient().list_artifacts(runs()[0].info.run_id)}
+    assert {"robustness.png", "robustness.json", "report.json"} <= names
+    evaluate.evaluate(["--run_id", trained.info.run_id, "--robustness", "0", "--distortion", "rotated"])
+    (run, *_) = runs()
+    assert "robustness.png" not in {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert run.info.run_name == "eval diffeo rotated digits s0, test"
+    assert run.data.metrics["test/accuracy"] < trained.data.metrics["test/accuracy"] - 0.1
+    with pytest.raises(DataError, match=r"images \(1, 12, 12\) in 10 classes; run \w+ was built for \(1, 8, 8\)"):
+        evaluate.evaluate(["--run_id", trained.info.run_id, "--distortion", "rts"])
+
+
 def test_the_checkpoint_holds_the_network_that_was_scored(trained):
     from stn_pipeline.data import load
 

@@ -238,6 +238,7 @@ def robustness(curves: dict[str, tuple[str, Array]], title: str) -> Figure:
         axes.fill_between(value, low, high, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(value, accuracy, color=BLUE, marker="o", markersize=3)
         axes.set(xlabel=f"{name}, {unit}", ylim=(0, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 3, 4.5, 5, 10]))
         axes.grid(axis="y")
     panels[0].set_ylabel("accuracy")
     return figure

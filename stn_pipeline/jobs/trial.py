@@ -135,7 +135,7 @@ def log_robustness(run: Run, network: Network, split: Split, n_images: int, titl
     curves = robustness(network, split, n_images)
     run.log_json("robustness.json", plain(curves))
     drawn = {name: (SWEPT[name][0], np.array([astuple(point) for point in points])) for name, points in curves.items()}
-    run.log_files({"robustness.png": figures.to_png(figures.robustness(drawn, f"{title}, {min(n_images, len(split))} images"))})
+    run.log_files({"robustness.png": figures.to_png(figures.robustness(drawn, f"{title}, {min(n_images, len(split))} undistorted images"))})
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:

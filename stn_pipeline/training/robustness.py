@@ -28,10 +28,13 @@ class Point:
 
 
 def robustness(network: Network, split: Split, n_images: int) -> dict[str, list[Point]]:
-    """Return accuracy by rotation, scale and shift, on at most n_images of a split, the same ones everywhere."""
+    """Return accuracy by rotation, scale and shift, on at most n_images of a split, the same ones everywhere.
+
+    Smaller images than the network was built for, as undistorted ones may be, stand in the middle.
+    """
     chosen = split.spread(n_images)
     images, labels = split.images[chosen], split.labels[chosen]
-    size, n = (images.shape[2], images.shape[3]), len(images)
+    size, canvas, n = (images.shape[2], images.shape[3]), network.image_shape[1:], len(images)
     curves: dict[str, list[Point]] = {}
     for name, (_, values) in SWEPT.items():
         curves[name] = []
@@ -43,7 +46,7 @@ def robustness(network: Network, split: Split, n_images: int) -> dict[str, list[
                 scale *= value
             else:
                 shift[:, 0] = value * size[1]
-            scores = score(network, Split(show(images, "affine", similar(angle, scale, shift, size, size), size), labels))
+            scores = score(network, Split(show(images, "affine", similar(angle, scale, shift, size, canvas), canvas), labels))
             curves[name].append(Point(float(value), scores.accuracy, *accuracy_interval(scores)))
     return curves
 
