@@ -13,6 +13,7 @@ from matplotlib.tri import LinearTriInterpolator, Triangulation
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from stn_pipeline.errors import ConfigError
 from stn_pipeline.transforms import TRANSFORMS, cpab, lattice
 from stn_pipeline.transforms.cpab import basis, flow, n_steps, triangles, velocity, vertices
 from stn_pipeline.transforms.native import flow_kernel
@@ -184,6 +185,12 @@ def test_a_fixed_edge_stays_and_nothing_crosses_it(seed: int, cells: int, furthe
     edge = torch.cat([torch.stack(pair, dim=1) for pair in ((along, one), (along, -one), (one, along), (-one, along))])
     torch.testing.assert_close(family(theta, edge)[0], edge, atol=1e-12, rtol=0)
     assert (family(theta, lattice(28, 28, torch.float64)).abs() < 1).all()
+
+
+@pytest.mark.parametrize(("cells", "boundary"), [(0, "free"), (3, "fxed")])
+def test_a_tessellation_that_is_none_is_refused(cells: int, boundary: str) -> None:
+    with pytest.raises(ConfigError, match=f"^cpab: got cells={cells}, boundary={boundary}: cells must be >= 1, boundary free or fixed$"):
+        cpab(cells, boundary)
 
 
 def test_nan_stays_nan_and_harms_no_other_image() -> None:

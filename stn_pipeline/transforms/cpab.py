@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stn_pipeline.errors import ConfigError
 from stn_pipeline.transforms.family import Constant, Transform
 from stn_pipeline.transforms.native import flow_kernel, flow_program
 
@@ -94,13 +95,16 @@ def cpab(cells: int = 3, boundary: Boundary = "free") -> Transform:
     """Return the family of a tessellation.
 
     Convention: theta is the velocity (x, y) of each vertex, in half images a unit of time, in the order of `vertices`; zero
-    is the identity, and -theta inverts theta, both to the error of the steps: for 28x28 pixels and 3 cells a side, in the
-    mean 0.0002 px where the furthest point moves 3 px, 0.004 px where it moves 8, and nothing folds that far.
+    is the identity, and -theta inverts theta to the error of the steps: of 28x28 pixels with 3 cells a side, in the mean
+    0.0002 px where the furthest moves by 3 px, 0.004 px where it moves by 8, and nothing folds that far.
     Args:    cells: squares a side.   boundary: free, or fixed: points of the square's edge stay, and none crosses it.
     Theta:   (B, 2V), V = (cells + 1)² + cells², of which a fixed boundary leaves (cells - 1)² + cells².
+    Raises:  ConfigError for fewer than one square a side, or another boundary.
     Source:  Freifeld et al. 2017 (TPAMI), sec. 4; Detlefsen et al. 2018 (CVPR) put them into an STN.
     Checked against: scipy's solve_ivp on the velocities, libcpab, scipy.linalg.expm where the field is one affine map.
     """
+    if cells < 1 or boundary not in ("free", "fixed"):
+        raise ConfigError(f"cpab: got cells={cells}, boundary={boundary}: cells must be >= 1, boundary free or fixed")
     hats, steps, n_triangles = Constant(basis(cells, boundary)), n_steps(cells), 4 * cells**2
 
     def fields(theta: Tensor) -> Tensor:
@@ -119,4 +123,4 @@ def cpab(cells: int = 3, boundary: Boundary = "free") -> Transform:
     )  # fmt: skip
 
 
-CPAB = cpab()
+CPAB = cpab(3, "free")
