@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from stn_pipeline.errors import ConfigError, did_you_mean
 
 FOLDER = "folder:"
+DATA = {"dataset", "data_dir", "image_size", "distortion", "draws", "val_fraction", "seed"}  # knobs that decide the splits
 MACHINE = {"device", "data_dir", "compile"}  # knobs that say where and how fast, not what is learned
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "svhn", "digits")
 DATASET_CHOICES = ", ".join((*DATASETS, f"{FOLDER}PATH"))
@@ -166,6 +167,11 @@ class TrainConfig(Knobs):
         lacking |= set() if self.transform == "cpab" else {"cpab_cells", "cpab_boundary"}
         lacking |= {"draws"} if self.distortion == "none" else set()
         return self.model_dump(exclude=MACHINE | lacking)
+
+    @property
+    def data(self) -> str:
+        """What decides the splits, in words: two configs that agree in it load the same ones."""
+        return str(self.model_dump(include=DATA))
 
     @property
     def arm(self) -> str:

@@ -168,8 +168,9 @@ def test_a_run_of_other_knobs_pixels_or_code_is_not_used_again(go, monkeypatch):
 
 
 def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
-    cells = compare._cells(CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3]}), lambda line: None)
-    assert len({cell.fingerprint for cell in cells}) == len(cells) == 6
+    settings = {"as they are": {}, "turned": {"distortion": "rotated"}, "twice": {"distortion": "rts", "draws": 2}}
+    cells = compare._cells(CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), lambda line: None)
+    assert len({cell.fingerprint for cell in cells}) == len(cells) == 18
     for cell in cells:
         assert cell.fingerprint == fingerprint(cell.config, load(cell.config, announce=lambda line: None), torch.device("cpu"))
 

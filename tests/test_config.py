@@ -122,3 +122,11 @@ def test_a_wrong_flag_exits_with_2_and_leaves_nothing(workplace):
     done = workplace.run_module("train", "--lr", "-1")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: lr=-1: must be > 0.0 (default 0.01)\n")
     assert list(workplace.path.iterdir()) == []
+
+
+def test_two_configs_load_the_same_data_where_they_agree_in_what_decides_it():
+    first = TrainConfig()
+    assert first.data == TrainConfig(lr=0.5, transform="cpab", device="cpu").data
+    others = {"dataset": "digits", "data_dir": "x", "image_size": 9, "distortion": "rts", "draws": 2, "val_fraction": 0.3, "seed": 1}
+    assert others.keys() == DATA
+    assert all(TrainConfig(**{knob: value}).data != first.data for knob, value in others.items())

@@ -78,17 +78,16 @@ def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
     Every data set is loaded and every network built once, so that nothing is found wrong after hours.
     """
     cells = []
-    known: dict[object, Splits] = {}
+    known: dict[str, Splits] = {}
     for seed in config.seeds:
         known.clear()  # a split for each seed, but never those of two at once
         for block in config.blocks():
             for arm in config.arms:
                 knobs = config.config(block, arm, seed)
                 device = resolve(knobs.device, knobs.precision)
-                key = (knobs.dataset, knobs.data_dir, knobs.image_size, knobs.val_fraction)
-                if key not in known:
-                    known[key] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
-                splits = known[key]
+                if knobs.data not in known:
+                    known[knobs.data] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
+                splits = known[knobs.data]
                 if seed == config.seeds[0]:
                     rehearse(knobs, splits, device, say)
                 knobs = knobs.model_copy(update={"dataset": splits.dataset})

@@ -105,8 +105,7 @@ class Worker:
         return device
 
     def _splits(self, config: TrainConfig, device: torch.device) -> Splits:
-        knobs = ("dataset", "data_dir", "image_size", "distortion", "draws", "val_fraction", "seed")
-        key = (config.model_dump(include=set(knobs)), device)
+        key = (config.data, device)
         if self._data is None or self._data[0] != key:
             self._data = None  # so that two sets are never held at once
             self._data = key, load(config, device, announce=lambda line: None)
