@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mlflow.projects import _project_spec
 
 from stn_pipeline import cli, docs
-from stn_pipeline.config import DATASET_CHOICES, DATASETS, EvalConfig, TrainConfig, choices_of, search_of
+from stn_pipeline.config import DATA, DATASET_CHOICES, DATASETS, EvalConfig, TrainConfig, choices_of, search_of
 from stn_pipeline.data import SOURCES
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.transforms import TRANSFORMS
