@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.answer import LOSS, Answer
 from stn_pipeline.comparing.arms import SinglePair, Trained
 from stn_pipeline.comparing.paired import paired
+from stn_pipeline.comparing.pictures import _interval, _Row
 from stn_pipeline.comparing.trained import single_pairs, trained
+from stn_pipeline.figures import sheet
 
 BASE = [0.100, 0.104, 0.098, 0.101, 0.099, 0.103]
 ARM = [0.091, 0.093, 0.090, 0.094, 0.088, 0.092]
@@ -133,3 +135,17 @@ def test_single_networks_are_compared_on_the_same_images_only(monkeypatch, label
     figures = {"test/loss": 0.1, "test/accuracy": 0.9}
     table = {"base": {0: Trained("done", figures, run_id="b")}, "arm": {0: Trained("done", figures, run_id="a")}}
     assert len(single_pairs(table, "base")) == n_pairs
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "arrows"),
+    [(-40, -20, []), (20, 40, []), (-5, 5, []), (-400, -20, ["<"]), (20, 400, [">"]), (-math.inf, math.inf, ["<", ">"])],
+)
+def test_only_an_interval_that_goes_on_beyond_the_picture_ends_in_an_arrow(low, high, arrows):
+    ends = (low / 100, high / 100) if math.isfinite(low) else (math.nan, math.nan)
+    result = SimpleNamespace(relative=-0.3, relative_low=ends[0], relative_high=ends[1])
+    with sheet(3, 3, "x") as figure:
+        axes = figure.subplots()
+        axes.set_xlim(-100, 100)
+        _interval(axes, _Row("arm", "black", result, None, None), 0.0, LOSS)
+        assert [line.get_marker() for line in axes.lines if line.get_marker() in "<>"] == arrows

@@ -116,8 +116,8 @@ def _interval(axes: Any, row: _Row, y: float, measure: Measure) -> None:
     left, right = axes.get_xlim()
     thick = {"color": row.colour, "linewidth": 3, "alpha": 0.85 if row.bootstrap else 0.5, "solid_capstyle": "butt"}
     axes.plot([max(low, left), min(high, right)], [y, y], **thick)
-    for end, edge, arrow in ((low, left, "<"), (high, right, ">")):
-        if abs(end) > abs(edge):
+    for is_beyond, edge, arrow in ((low < left, left, "<"), (high > right, right, ">")):
+        if is_beyond:
             axes.plot([edge], [y], arrow, color=row.colour, markersize=6, clip_on=False)
     if row.bootstrap is not None:
         scale = 100 if measure.unit.relative else measure.unit.scale
