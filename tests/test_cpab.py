@@ -19,7 +19,7 @@ from stn_pipeline.transforms.cpab import basis, flow, n_steps, triangles, veloci
 from stn_pipeline.transforms.native import flow_kernel
 
 DIFFEO = TRANSFORMS["diffeo"]
-law = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+law = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 TESSELLATIONS = [(cells, boundary) for cells in (1, 2, 3) for boundary in ("free", "fixed")]
 
 

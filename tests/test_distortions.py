@@ -18,7 +18,7 @@ from stn_pipeline.transforms import TRANSFORMS
 KINDS = (*WARPED, "cluttered")
 CANVAS = {"rts": 1.5, "cluttered": 60 / 28}
 every_kind = pytest.mark.parametrize("kind", KINDS)
-law = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+law = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
 
 def blobs(n: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:

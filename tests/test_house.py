@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,10 @@ def test_help_and_bad_flags_load_no_torch():
 def test_only_the_sampler_and_the_lattice_know_the_coordinate_convention():
     knows = {path.name for _, path in rooms() if "align_corners" in path.read_text()}
     assert knows == {"sampler.py", "lattice.py", "reference.py"}  # reference.py: the report's network, an independent definition
+
+
+def test_what_is_no_python_goes_into_the_package_too():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = ROOT / "stn_pipeline"
+    others = {path.relative_to(ROOT) for path in package.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == {Path(room.replace(".", "/")) / name for room, names in declared.items() for name in names}
