@@ -130,3 +130,22 @@ def test_two_configs_load_the_same_data_where_they_agree_in_what_decides_it():
     others = {"dataset": "digits", "data_dir": "x", "image_size": 9, "distortion": "rts", "draws": 2, "val_fraction": 0.3, "seed": 1}
     assert others.keys() == DATA
     assert all(TrainConfig(**{knob: value}).data != first.data for knob, value in others.items())
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"cpab_cells": 5},
+        {"cpab_boundary": "fixed"},
+        {"draws": 3},
+        {"transform": "none", "iterations": 2, "supersample": 2, "padding": "border"},
+    ],
+)
+def test_a_knob_that_the_network_or_the_data_have_no_use_for_means_nothing(knobs):
+    used = {name: knobs[name] for name in knobs.keys() & {"transform"}}
+    assert TrainConfig(**knobs).meaning() == TrainConfig(**used).meaning()
+    assert (
+        TrainConfig(transform="cpab", cpab_boundary="fixed", cpab_cells=5).meaning()
+        != TrainConfig(transform="cpab", cpab_cells=5).meaning()
+    )
+    assert TrainConfig(distortion="rts", draws=3).meaning() != TrainConfig(distortion="rts").meaning()

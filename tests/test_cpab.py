@@ -133,6 +133,13 @@ def test_the_flow_agrees_with_scipy(cells: int, boundary: str, furthest: float, 
     assert error.mean() < mean and error.max() < most
 
 
+def test_smaller_squares_take_more_steps() -> None:
+    fields, points = fields_of(moving_by(5, 5, "fixed", 0), 5, "fixed"), lattice(28, 28, torch.float64)[None]
+    true = flow(fields, points, 5, 200)
+    errors = [(flow(fields, points, 5, steps) - true).norm(dim=2).mean() for steps in (n_steps(3), n_steps(5))]
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_the_flow_of_one_affine_map_is_its_exponential() -> None:
     generators = torch.tensor([[0.1, -0.6, 0.05, 0.5, -0.1, 0], [-0.3, 0.1, 0, 0.2, -0.4, 0.1]], dtype=torch.float64)
     at_vertices = vertices(3) @ generators.view(2, 2, 3)[:, :, :2].transpose(1, 2) + generators.view(2, 2, 3)[:, None, :, 2]

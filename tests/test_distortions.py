@@ -134,6 +134,14 @@ def test_projective_quads_are_convex_and_scattered_as_the_paper_says() -> None:
     assert abs((14 * (at - 0.875 * corners)).std() - 5) < 0.4
 
 
+def test_elastic_control_points_are_scaled_and_scattered_as_the_paper_says() -> None:
+    theta = WARPED["elastic"].draw(2000, (28, 28), (28, 28), Generator().manual_seed(0)).double()
+    rest = torch.tensor(TRANSFORMS["tps"].identity, dtype=torch.float64)
+    zoom = theta @ rest / rest.square().sum()  # by least squares
+    assert abs(14 * (theta - zoom[:, None] * rest).std() - 1.5) < 0.05
+    assert scipy.stats.kstest(1 / zoom.numpy(), "uniform", (0.75, 0.25)).statistic < 0.08
+
+
 def test_clutter_is_the_image_and_six_patches() -> None:
     images = torch.full((50, 1, 28, 28), 200, dtype=torch.uint8)
     found = cluttered(images, Generator().manual_seed(0))
@@ -174,6 +182,14 @@ def test_test_is_the_same_for_every_seed_and_holds_each_image_as_often_as_asked(
     again = load(config(seed=5, distortion="rotated"))
     assert torch.equal(again.test.images, once.test.images)
     assert len(thrice.val) == 3 * len(load(config(seed=2)).val)
+
+
+def test_val_and_test_are_drawn_apart_and_train_by_its_seed() -> None:
+    plain, turned = load(config()), load(config(distortion="rotated"))
+    for name in ("val", "test"):
+        assert torch.equal(getattr(turned, name).images, distort(getattr(plain, name).images, "rotated", name))
+    one, two = (Distorted.of(plain.train, "rotated", seed) for seed in (0, 1))
+    assert not torch.equal(one.draw(1).images, two.draw(1).images)
 
 
 def test_checksums_and_pixel_statistics_are_those_of_the_distorted_images() -> None:

@@ -126,6 +126,7 @@ def test_kernels_learn_what_the_plain_network_learns(compiled, splits, arm):
     (plain, losses), (fast, same) = (run(config(compile=how, optimizer="sgd", lr=0.02, **arm), splits) for how in ("off", "on"))
     assert all(module._kernel is not None for module in fast.modules() if isinstance(module, Stage))
     assert_close(torch.tensor(same), torch.tensor(losses), rtol=1e-4, atol=0)
+    assert (arm["transform"] == "cpab") == (fast.transformer is not None and fast.transformer._compiled is not None)
     for name, weight in plain.state_dict().items():
         assert_close(fast.state_dict()[name], weight, rtol=0, atol=2e-4)
 

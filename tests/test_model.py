@@ -451,7 +451,7 @@ def test_iterations_compose_the_warps_and_sample_the_original() -> None:
 def test_each_look_but_the_first_is_at_the_image_warped_so_far(transform: str) -> None:
     family = TRANSFORMS[transform]
     thetas = [torch.tensor(family.identity) + 0.1 * images(1, family.n_params, seed=seed)[0] for seed in range(3)]
-    layer, x = constant_layer(thetas, transform=transform), images(2, 1, 12, 16)
+    layer, x = constant_layer(thetas, transform=transform, output_size=(6, 7)), images(2, 1, 12, 16)
     look = layer.look(x, see=lambda seen: 2 * seen)
     points = lattice(12, 16)
     assert torch.equal(layer.shown[0], 2 * x)
@@ -460,7 +460,7 @@ def test_each_look_but_the_first_is_at_the_image_warped_so_far(transform: str) -
         for theta in reversed(thetas[:n]):
             warps = family(theta.expand(2, -1), warps)
         torch.testing.assert_close(layer.shown[n], 2 * sample(x, warps.view(2, 12, 16, 2)), atol=1e-5, rtol=0)
-    assert look.theta.shape == (3, 2, family.n_params)
+    assert look.theta.shape == (3, 2, family.n_params) and look.points.shape == (2, 6, 7, 2)
 
 
 @every_family
