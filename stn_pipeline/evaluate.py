@@ -38,7 +38,8 @@ def evaluate(argv: Sequence[str]) -> None:
         network = checkpoint.build_best().to(device)
         split = getattr(splits, knobs.split)
         if knobs.robustness:
-            upright = load(config.model_copy(update={"distortion": "none"}), device, announce=lambda line: None)
+            plain = config.model_copy(update={"distortion": "none"})
+            upright = splits if config == plain else load(plain, device, announce=lambda line: None)
             jobs.log_robustness(run, network, getattr(upright, knobs.split), knobs.robustness, title)
         scores = jobs.evaluate_run(run, network, split, splits.classes, name=knobs.split, title=title)
         run.describe(jobs.headline(title, scores, f"Scored the best epoch of run `{knobs.run_id}`", knobs.split))
