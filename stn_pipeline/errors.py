@@ -28,6 +28,10 @@ class RunError(UserError, LookupError):
     """A run id names no run that can be used."""
 
 
+class AwayError(StnError, ConnectionError):
+    """The tracking server did not answer for so long that it was given up."""
+
+
 class ShapeError(StnError, ValueError):
     """A tensor has the wrong shape."""
 

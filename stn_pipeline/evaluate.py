@@ -16,6 +16,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from stn_pipeline.data import load
     from stn_pipeline.training.device import describe, resolve
 
+    tracking.knock()
     checkpoint = tracking.load_checkpoint(knobs.run_id)
     device = resolve(knobs.device)
     config = _data_config(checkpoint.config, checkpoint.image_shape, knobs)

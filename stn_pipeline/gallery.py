@@ -86,6 +86,7 @@ def _of_runs(knobs: GalleryConfig) -> bytes:
 
     arms, first = {}, None
     for run_id in knobs.runs.split(","):
+        tracking.knock()
         checkpoint = tracking.load_checkpoint(run_id.strip())
         if first is None:
             first = checkpoint

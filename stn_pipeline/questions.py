@@ -2,18 +2,57 @@
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
+from pydantic import BeforeValidator, model_validator
 
-from stn_pipeline.config import Knobs, TrainConfig
+from stn_pipeline.config import Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError, did_you_mean
 
 ENTRY_POINTS = {"search": "sweep", "arms": "compare"}  # by the key that only its files have
-Question = TypeVar("Question", bound=Knobs)
+MOST_HERE = 256
 
 
-def read(question: type[Question], path: str, flags: dict[str, str], example: str) -> Question:
+def _address(given: Any) -> Any:
+    if given and not re.fullmatch(r"auto|[^\s/:]+:\d{1,5}", str(given)):
+        raise ValueError("must be auto (the cluster that this machine is in) or HOST:PORT")
+    return given
+
+
+class Question(Knobs):
+    """The keys that every file has: what the question is called, and where its trainings run."""
+
+    noun: ClassVar[str] = "key"
+
+    name: str = knob(..., help="name of the sweep or comparison: of its runs, of its files in studies/")
+    question: str = knob("", help="what it asks, in words; shown on its page")
+    workers: int = knob(
+        0,
+        help="trainings at once; 0 for one a core, or one a GPU where there are GPUs; with ray, for all that fit",
+        ge=0,
+    )
+    ray: Annotated[str, BeforeValidator(_address)] = knob(
+        "", help="train on a Ray cluster: auto, or HOST:PORT; none by default (pip install 'stn-pipeline[ray]')"
+    )
+    gpus_per_trial: float = knob(0, help="with ray, share of a GPU that a training takes; 0.25 puts four on one", ge=0, le=1)
+    cpus_per_trial: int = knob(1, help="with ray, cores that a training takes, and its threads", ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _ray_agrees(self) -> Self:
+        for key in ("gpus_per_trial", "cpus_per_trial"):
+            if not self.ray and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}={getattr(self, key)}: is for a Ray cluster only: add ray=auto, or leave it out")
+        if not self.ray and self.workers > MOST_HERE:
+            raise ValueError(f"workers={self.workers}: must be <= {MOST_HERE} on one machine")
+        return self
+
+
+WHERE = Question.model_fields.keys() - {"name", "question"}  # keys that say where, not what
+AnyQuestion = TypeVar("AnyQuestion", bound=Question)
+
+
+def read(question: type[AnyQuestion], path: str, flags: dict[str, str], example: str) -> AnyQuestion:
     """Return a file with the flags put over its keys.
 
     Raises: ConfigError, one line that names the place.

@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.driven import Sweep
 
 ROOT = Path(__file__).parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, and processes inherit that
@@ -46,6 +50,19 @@ class Workplace:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
+
+
+@pytest.fixture
+def sweep(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Iterator["Sweep"]:
+    from tests.driven import Sweep
+
+    monkeypatch.chdir(workplace.path)
+    sweep = Sweep(workplace)
+    yield sweep
+    for driver in sweep.started:
+        if driver.poll() is None:
+            driver.kill()
+            driver.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from stn_pipeline.comparing.comparefile import CompareConfig, ExistingConfig
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load
 from stn_pipeline.errors import ConfigError, RunError
-from stn_pipeline.jobs import Job, Outcome
+from stn_pipeline.jobs import Job, Outcome, places
 from stn_pipeline.jobs.driver import JobError
 from stn_pipeline.tracking import CHILD_OF, Run
 from stn_pipeline.training.fingerprint import fingerprint
@@ -85,17 +85,13 @@ def pictures():
     """Have the pictures drawn, which takes a second."""
 
 
-class Pool(FakePool):
-    pids, n_threads = (1,), 1
-
-
 @pytest.fixture
 def go(monkeypatch):
     """Return a function that runs a comparison with these plays, and returns its pool and what it said."""
 
-    def go(plays: dict[str, Callable[[Job], News]] | None = None, n_workers: int = 1, **keys: object) -> tuple[Pool, list[str]]:
-        pool, said = Pool((plays or {}) | {"": whole}, n_workers), []
-        monkeypatch.setattr(compare, "LocalPool", lambda n: pool)
+    def go(plays: dict[str, Callable[[Job], News]] | None = None, n_workers: int = 1, **keys: object) -> tuple[FakePool, list[str]]:
+        pool, said = FakePool((plays or {}) | {"": whole}, n_workers), []
+        monkeypatch.setattr(places, "LocalPool", lambda n: pool)
         config = CompareConfig.parse(KEYS | keys)
         compare.run(config, said.append, lambda sources: lambda: [(source.state, source.n_left) for source in sources], "the command")
         return pool, said
@@ -169,7 +165,9 @@ def test_a_run_of_other_knobs_pixels_or_code_is_not_used_again(go, monkeypatch):
 
 def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
     settings = {"as they are": {}, "turned": {"distortion": "rotated"}, "twice": {"distortion": "rts", "draws": 2}}
-    cells = compare._cells(CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), lambda line: None)
+    cells = compare._cells(
+        CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None
+    )
     assert len({cell.fingerprint for cell in cells}) == len(cells) == 18
     for cell in cells:
         assert cell.fingerprint == fingerprint(cell.config, load(cell.config, announce=lambda line: None), torch.device("cpu"))

@@ -13,7 +13,7 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load
 from stn_pipeline.model import build
 from stn_pipeline.training import fit, score
-from tests.test_sweep_processes import until, wait_until_gone
+from tests.driven import until, wait_until_gone
 
 pytestmark = pytest.mark.slow
 

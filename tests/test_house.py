@@ -24,7 +24,7 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"benching"},
     {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "gallery", "bench_sweep", "bench_warps"},
 )
-ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}}
+ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}, "ray": {"jobs"}}
 
 
 def imports(source: str) -> set[str]:

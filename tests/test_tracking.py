@@ -15,7 +15,8 @@ from PIL import Image
 from stn_pipeline import evaluate, train
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import ConfigError, DataError, DivergedError, RunError
-from stn_pipeline.tracking import _named_by_mlflow, load_checkpoint, open_run
+from stn_pipeline.tracking import load_checkpoint, open_run
+from stn_pipeline.tracking.runs import _named_by_mlflow
 from stn_pipeline.training import score
 
 FLAGS = "--dataset digits --transform diffeo --epochs 3 --device cpu".split()

@@ -13,9 +13,9 @@ from stn_pipeline.comparing.trained import single_pairs
 from stn_pipeline.config import short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
-from stn_pipeline.jobs import LocalPool, drive, n_workers, only_driver
+from stn_pipeline.jobs import Place, drive, only_driver, place
+from stn_pipeline.questions import WHERE
 from stn_pipeline.tracking import Run
-from stn_pipeline.training.device import resolve
 from stn_pipeline.training.engine import rehearse
 from stn_pipeline.training.fingerprint import fingerprint
 
@@ -32,8 +32,8 @@ def run(
     `command` is shown in the report.
     Raises: UserError before anything is started; JobError where a training breaks in our own code.
     """
-    with only_driver("compare", config.name):
-        cells = _cells(config, say)
+    with only_driver("compare", config.name), place(config, say) as somewhere:
+        cells = _cells(config, somewhere, say)
         with tracking.reachable():
             experiment = tracking.experiment_id()
             parent, experiment = _parent(config, cells, experiment)
@@ -42,14 +42,17 @@ def run(
             comparison.recover()
             say(_opening(comparison))
             if comparison.n_left:
-                pool = LocalPool(min(config.workers or n_workers(), comparison.n_left))
-                say(f"{len(pool.pids)} workers, {pool.n_threads} threads each")
+                pool = somewhere.pool(comparison.n_left)
+                say(str(pool))
                 try:
-                    drive(comparison, pool, watch([comparison]))
+                    with tracking.watched(tracking.store(), say):
+                        drive(comparison, pool, watch([comparison]))
                 except KeyboardInterrupt:
-                    parent.describe("**Interrupted.** The same command goes on with it.")
+                    with tracking.in_a_hurry():
+                        parent.describe("**Interrupted.** The same command goes on with it.")
                     raise
                 pool.close()
+                tracking.close_orphans(parent)
             _publish(comparison, command)
 
 
@@ -72,7 +75,7 @@ def _publish(comparison: Comparison, command: str) -> None:
     comparison.say(f"run {comparison.parent.id}: report.html is among its artifacts")
 
 
-def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
+def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]) -> list[Cell]:
     """Return the trainings, a seed of all arms after another, so that what is stopped early has whole pairs.
 
     Every data set is loaded and every network built once, so that nothing is found wrong after hours.
@@ -84,7 +87,7 @@ def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
         for block in config.blocks():
             for arm in config.arms:
                 knobs = config.config(block, arm, seed)
-                device = resolve(knobs.device, knobs.precision)
+                device = somewhere.resolve(knobs.device, knobs.precision)
                 if knobs.data not in known:
                     known[knobs.data] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
                 splits = known[knobs.data]
@@ -100,7 +103,8 @@ def _cells(config: CompareConfig, say: Callable[[str], object]) -> list[Cell]:
 
 def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[Run, str]:
     """Return the comparison's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
-    asked = config.plain() | {"workers": 0, "cells": [cell.fingerprint for cell in cells]}
+    asked = {key: value for key, value in config.plain().items() if key not in WHERE}
+    asked |= {"workers": 0, "cells": [cell.fingerprint for cell in cells]}  # workers: 0, as it was when comparisons were first named
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     name, tags = f"compare {config.name}", {"stage": "compare", "comparison": config.name, "comparison.asked": digest}
     known = tracking.search_runs(tags)

@@ -1,7 +1,7 @@
 """A comparison file: which arms, over which seeds, on which data, against which baseline; checked whole before anything starts."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import yaml
 from pydantic import BeforeValidator, model_validator
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, model_validator
 from stn_pipeline import questions
 from stn_pipeline.config import MACHINE, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError, did_you_mean
-from stn_pipeline.questions import names
+from stn_pipeline.questions import Question, names
 
 OWN_KEY = {  # knobs that a comparison sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
@@ -36,13 +36,9 @@ class Block(NamedTuple):
     setting: str
 
 
-class CompareConfig(Knobs):
+class CompareConfig(Question):
     """One comparison: the keys of its file."""
 
-    noun: ClassVar[str] = "key"
-
-    name: str = knob(..., help="name of the comparison: of its runs, its lock in studies/")
-    question: str = knob("", help="what it asks, in words; shown on its page")
     train: dict[str, Any] = knob({}, help="knobs that are the same for all arms")
     arms: dict[str, dict[str, Any]] = knob(..., help="arms by name, and the knobs in which each differs: {base: {}, tps: {transform: tps}}")
     baseline: str = knob("", help="the arm that the others are compared with; the first by default")
@@ -55,7 +51,6 @@ class CompareConfig(Knobs):
         {},
         help="by arm, a relative difference in test loss that somebody claims, as -0.15 for 15 % less",
     )
-    workers: int = knob(0, help="trainings at once; 0 for one a core, or one a GPU where there are GPUs", ge=0, le=256)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from stn_pipeline.data.sources import SOURCES, check_memory, free_bytes
 from stn_pipeline.data.splits import RawData, Split, Splits, distorted, split
 from stn_pipeline.errors import DataError
 
-__all__ = ["SOURCES", "RawData", "Split", "Splits", "load"]
+__all__ = ["SOURCES", "RawData", "Split", "Splits", "load", "prepare", "read"]
 
 
 def load(config: TrainConfig, device: torch.device | None = None, announce: Callable[[str], object] = print) -> Splits:
@@ -31,14 +31,29 @@ def load(config: TrainConfig, device: torch.device | None = None, announce: Call
     Raises:
         DataError: the set is absent, damaged, too small to be split, or too large for half of the free memory.
     """
-    if config.dataset.startswith(FOLDER):
-        raw = folder.read(config.dataset.removeprefix(FOLDER), config.image_size, announce)
-    elif config.image_size:
-        raise DataError(f"image_size={config.image_size}: only {FOLDER}PATH is resized, got dataset={config.dataset}: give image_size=0")
-    else:
-        data_dir = Path(config.data_dir).expanduser()
-        raw = sources.auto(data_dir, announce) if config.dataset == "auto" else SOURCES[config.dataset](data_dir, announce)
+    return prepare(read(config, announce), config, device)
 
+
+def read(config: TrainConfig, announce: Callable[[str], object] = print) -> RawData:
+    """Return what the source of `config.dataset` gives: dataset, data_dir and image_size are read.
+
+    Raises:
+        DataError: the set is absent, damaged, or too large for half of the free memory.
+    """
+    if config.dataset.startswith(FOLDER):
+        return folder.read(config.dataset.removeprefix(FOLDER), config.image_size, announce)
+    if config.image_size:
+        raise DataError(f"image_size={config.image_size}: only {FOLDER}PATH is resized, got dataset={config.dataset}: give image_size=0")
+    data_dir = Path(config.data_dir).expanduser()
+    return sources.auto(data_dir, announce) if config.dataset == "auto" else SOURCES[config.dataset](data_dir, announce)
+
+
+def prepare(raw: RawData, config: TrainConfig, device: torch.device | None = None) -> Splits:
+    """Return the splits of `raw` on a device: distortion, draws, val_fraction and seed are read.
+
+    Raises:
+        DataError: the set is too small to be split, or too large for half of the free memory.
+    """
     device = device or torch.device("cpu")
     if device.type == "cuda":
         check_memory(f"dataset={raw.name} on {device}", raw.n_bytes, free_bytes(device), "give device=cpu or a smaller set")

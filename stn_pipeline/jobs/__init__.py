@@ -1,8 +1,9 @@
 """Trainings, somewhere: the one training that train, a sweep and a comparison share, the driver's loop, and the pools."""
 
 from stn_pipeline.jobs.driver import Job, Outcome, Source, drive
+from stn_pipeline.jobs.local import LocalPool, available_cores, n_workers
 from stn_pipeline.jobs.lock import only_driver
-from stn_pipeline.jobs.pool import LocalPool, available_cores, n_workers
+from stn_pipeline.jobs.places import Place, place
 from stn_pipeline.jobs.trainings import Training, Trainings, times
 from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, log_robustness, run_trial, title_of, train_and_test
 
@@ -10,6 +11,7 @@ __all__ = [
     "Job",
     "LocalPool",
     "Outcome",
+    "Place",
     "Source",
     "Training",
     "Trainings",
@@ -21,6 +23,7 @@ __all__ = [
     "log_robustness",
     "n_workers",
     "only_driver",
+    "place",
     "run_trial",
     "times",
     "title_of",

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import StnError
 from stn_pipeline.interrupts import ignore_signals, uninterrupted
+from stn_pipeline.tracking import in_a_hurry, is_away
 from stn_pipeline.training import Record
 
 POLL_S = 0.5
@@ -113,9 +114,11 @@ def drive(source: Source, pool: Pool, beat: Callable[[], object] = lambda: None)
             if time.monotonic() > beaten + POLL_S:
                 beat()
                 beaten = time.monotonic()
-    except BaseException:
+    except BaseException as error:
         ignore_signals()
         pool.close()
-        for job in running.values():
-            source.ended(job, Outcome("interrupted", "the driver was stopped"))
+        if not is_away(error):
+            with in_a_hurry():
+                for job in running.values():
+                    source.ended(job, Outcome("interrupted", "the driver was stopped"))
         raise

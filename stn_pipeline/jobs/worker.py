@@ -1,87 +1,77 @@
-"""What a worker's process does: wait for a job, train it, report each epoch, say how it ended."""
+"""What a worker does, wherever its process is: train a job, report each epoch, say how it ended."""
 
-import os
-import threading
 import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 
 import torch
 
 from stn_pipeline.config import TrainConfig
-from stn_pipeline.data import Splits, load
+from stn_pipeline.data import RawData, Splits, prepare, read
 from stn_pipeline.errors import DivergedError, RunError, UserError
 from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.jobs.trial import run_trial, train_and_test
-from stn_pipeline.tracking import Run, environment, load_checkpoint
+from stn_pipeline.tracking import Run, environment, is_away, load_checkpoint, store
 from stn_pipeline.training import Checkpoint, Record
 from stn_pipeline.training.device import describe, resolve
 
-READY = "ready"
+Report = Callable[[Record], bool]  # tells the driver of an epoch; returns whether to go on
 
 
 class _Stopped(Exception):
     """The driver wants this job no further."""
 
 
-def work(connection: Connection, lifeline: Connection, index: int, n_threads: int) -> None:
-    """Train jobs from `connection` until it closes; end at once when the driver, who holds the lifeline, is gone."""
-    threading.Thread(target=_die_with_the_driver, args=(lifeline,), daemon=True).start()
-    torch.set_num_threads(n_threads)
-    worker = Worker(connection, index)
-    connection.send(READY)
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        connection.send(worker.perform(job))
+class LostError(Exception):
+    """What a job needs of another machine cannot be had any more."""
 
 
-def _die_with_the_driver(lifeline: Connection) -> None:
-    try:
-        lifeline.recv()
-    except (EOFError, OSError):
-        os._exit(1)
+def load_here(config: TrainConfig) -> RawData:
+    """Return a data set from this machine's disk, in silence: the driver has said what there is to say."""
+    return read(config, announce=lambda line: None)
 
 
 class Worker:
     """A warm place for one job at a time: the libraries are loaded, the last data set stays in memory."""
 
-    def __init__(self, connection: Connection, index: int):
-        self.connection = connection
-        self.index = index
+    def __init__(self) -> None:
         self.environment = environment()
         self._data: tuple[object, Splits] | None = None
         torch.optim.Adam([torch.zeros(1)], fused=True)  # imports torch._dynamo, which takes seconds
         import sklearn.model_selection  # noqa: F401
 
-    def perform(self, job: Job) -> Outcome:
-        """Train a job to its end, whatever that is."""
+    def perform(self, job: Job, device: str, report: Report, source: Callable[[TrainConfig], RawData] = load_here) -> Outcome:
+        """Train a job to its end, whatever that is.
+
+        device: as the knob names it.   source: where the images come from.
+        """
         try:
-            return self._train(job)
+            return self._train(job, device, report, source)
         except _Stopped:
             return Outcome("stopped")
         except (DivergedError, UserError) as error:
             return Outcome("failed", str(error))
+        except LostError as error:
+            return Outcome("lost", str(error))
         except Exception as error:
+            if is_away(error):
+                return Outcome("lost", f"MLflow at {store()} did not answer")
             if out_of_memory(error):
                 torch.cuda.empty_cache()
                 return Outcome("failed", f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return Outcome("bug", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n{traceback.format_exc()}")
 
-    def _train(self, job: Job) -> Outcome:
+    def _train(self, job: Job, device_name: str, report: Report, source: Callable[[TrainConfig], RawData]) -> Outcome:
         started, training_s = time.perf_counter(), 0.0
-        device = resolve(self._share(job.config.device), job.config.precision)
-        splits = self._splits(job.config, device)
+        device = resolve(device_name, job.config.precision)
+        splits = self._splits(job.config, device, source)
         run = Run(job.run_id)
         run.tag(self.environment | {"device": describe(device)})
 
         def watch(record: Record) -> None:
             nonlocal training_s
             training_s += record.seconds
-            self.connection.send(record)
-            if not self.connection.recv():
+            if not report(record):
                 raise _Stopped
 
         resume = _checkpoint_of(job, splits)
@@ -99,16 +89,11 @@ class Worker:
         figures["time/overhead_s"] = time.perf_counter() - started - training_s
         return Outcome("done", figures=figures)
 
-    def _share(self, device: str) -> str:
-        if device in ("auto", "cuda") and torch.cuda.is_available():
-            return f"cuda:{self.index % torch.cuda.device_count()}"
-        return device
-
-    def _splits(self, config: TrainConfig, device: torch.device) -> Splits:
+    def _splits(self, config: TrainConfig, device: torch.device, source: Callable[[TrainConfig], RawData]) -> Splits:
         key = (config.data, device)
         if self._data is None or self._data[0] != key:
             self._data = None  # so that two sets are never held at once
-            self._data = key, load(config, device, announce=lambda line: None)
+            self._data = key, prepare(source(config), config, device)
         return self._data[1]
 
 

@@ -8,14 +8,13 @@ from stn_pipeline import tracking
 from stn_pipeline.config import MACHINE, TrainConfig
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError
-from stn_pipeline.jobs import Job, LocalPool, Outcome, drive, n_workers, only_driver
+from stn_pipeline.jobs import Job, Outcome, Place, drive, only_driver, place
 from stn_pipeline.search.page import publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
-from stn_pipeline.training.device import resolve
 from stn_pipeline.training.engine import rehearse
 
 TOKEN = "study.token"  # tag by which a study finds its own run
@@ -55,7 +54,8 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
     """
     with only_driver("sweep", sweep.name) as path, ExitStack() as stack:
         url = f"sqlite:///{path}.db"
-        checked = [_check(sweep, dataset, say) for dataset in sweep.datasets]
+        somewhere = stack.enter_context(place(sweep, say))
+        checked = [_check(sweep, dataset, somewhere, say) for dataset in sweep.datasets]
         names = [_study_name(sweep, splits) for _, splits in checked]
         if len(set(names)) < len(names):
             raise ConfigError(f"datasets: two of them are called {max(names, key=names.count)}: rename a folder")
@@ -76,16 +76,19 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
             say(_opening(search, url))
         n_left = sum(search.n_left for search in searches)
         if n_left:
-            wanted = sweep.workers or n_workers()
-            pool = LocalPool(min(wanted, n_left) if sweep.trials else wanted)
-            say(f"{len(pool.pids)} workers, {pool.n_threads} threads each")
+            pool = somewhere.pool(n_left if sweep.trials else None)
+            say(str(pool))
             try:
-                drive(SideBySide(searches), pool, watch(searches))
+                with tracking.watched(tracking.store(), say):
+                    drive(SideBySide(searches), pool, watch(searches))
             except KeyboardInterrupt:
-                for search in searches:
-                    search.parent.describe("**Interrupted.** The same command goes on with it.")
+                with tracking.in_a_hurry():
+                    for search in searches:
+                        search.parent.describe("**Interrupted.** The same command goes on with it.")
                 raise
             pool.close()
+            for search in searches:
+                tracking.close_orphans(search.parent)
         answers = []
         for search in searches:
             answers.append(publish(search))
@@ -95,10 +98,10 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
             umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
 
 
-def _check(sweep: SweepConfig, dataset: str, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:
+def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:
     """Return the default configuration and the data, both fit to be trained."""
     config = sweep.config(dataset)
-    device = resolve(config.device, config.precision)
+    device = somewhere.resolve(config.device, config.precision)
     splits = load(config, announce=say)
     rehearse(config, splits, device, say)
     return config.model_copy(update={"dataset": splits.dataset}), splits

@@ -3,14 +3,14 @@
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from stn_pipeline import questions
-from stn_pipeline.config import MACHINE, Choices, DatasetName, Knobs, Range, TrainConfig, choices_of, knob, search_of
+from stn_pipeline.config import MACHINE, Choices, DatasetName, Range, TrainConfig, choices_of, knob, search_of
 from stn_pipeline.errors import ConfigError, did_you_mean
-from stn_pipeline.questions import names
+from stn_pipeline.questions import Question, names
 
 OWN_KEY = {  # knobs that a sweep sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
@@ -19,13 +19,9 @@ OWN_KEY = {  # knobs that a sweep sets by a key of its own, and the key
 SAME_FOR_ALL = {*MACHINE, "val_fraction"}  # knobs that a search may not vary: values would not compare
 
 
-class SweepConfig(Knobs):
+class SweepConfig(Question):
     """One sweep: the keys of its file."""
 
-    noun: ClassVar[str] = "key"
-
-    name: str = knob(..., help="name of the sweep: of its study, its runs, its file in studies/")
-    question: str = knob("", help="what it asks, in words; shown on its page")
     train: dict[str, Any] = knob({}, help="knobs that stay fixed")
     search: dict[str, Range | Choices] = knob(
         ..., help="knobs to tune: bare for the range that the knob declares, {low: , high: , log: } or a list of values"
@@ -37,7 +33,6 @@ class SweepConfig(Knobs):
     time_limit_s: float = knob(0, help="seconds after which no new trial starts, over all calls; 0 for no such limit", unit="s", ge=0)
     sampler: Literal["tpe", "gp", "random", "qmc", "grid"] = knob("tpe", help="how the next values are chosen")
     pruner: Literal["hyperband", "median", "none"] = knob("hyperband", help="which trials stop early")
-    workers: int = knob(0, help="trainings at once; 0 for one a core, or one a GPU where there are GPUs", ge=0, le=256)
     seed: int = knob(0, help="of the sampler, and of every trial", ge=0, lt=1_000_000)
     final: int = knob(3, help="fresh seeds to retrain the winner and the default configuration with, on the test split", ge=0, le=100)
     register_as: str = knob("", help="registered model whose next version, alias champion, the winner becomes; none by default")

@@ -15,6 +15,7 @@ from stn_pipeline.data import Splits
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.model import Network, build
 from stn_pipeline.model.layers import Stage
+from stn_pipeline.training.device import n_gpus
 
 Engine = Literal["plain", "kernels", "captured"]
 
@@ -75,7 +76,11 @@ def _against(network: Network, stages: list[Stage], config: TrainConfig, n_image
 def rehearse(config: TrainConfig, splits: Splits, device: torch.device, announce: Callable[[str], object]) -> Engine:
     """Build what will be trained, and throw it away: so that nothing is found wrong, or compiled, after the start.
 
+    Where the GPU is another machine's, only the network itself is tried, here.
     Raises: ConfigError where the images are too small, or the engine that is asked for cannot be had.
     """
-    network = build(config, splits.image_shape, splits.n_classes).to(device)
+    network = build(config, splits.image_shape, splits.n_classes)
+    if device.type == "cuda" and not n_gpus():
+        return "captured" if config.compile != "off" else "plain"
+    network = network.to(device)
     return engage(network, config, len(splits.train), announce)

@@ -7,17 +7,21 @@ on which the worker ends itself at once. SIGINT is blocked in workers: the drive
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from stn_pipeline.errors import StnError
 from stn_pipeline.jobs.driver import Job, Outcome
-from stn_pipeline.jobs.worker import READY, work
+from stn_pipeline.jobs.worker import Worker
 from stn_pipeline.training import Record
 from stn_pipeline.training.device import n_gpus
 
+READY = "ready"
 MAX_STILLBORN = 3
 CLOSE_S = 5.0
 MAX_WORKERS = 8  # chosen by itself
@@ -33,8 +37,41 @@ def n_workers() -> int:
     return n_gpus() or min(available_cores(), MAX_WORKERS)
 
 
+def work(connection: Connection, lifeline: Connection, index: int, n_threads: int) -> None:
+    """Train jobs from `connection` until it closes; end at once when the driver, who holds the lifeline, is gone."""
+    threading.Thread(target=_die_with_the_driver, args=(lifeline,), daemon=True).start()
+    torch.set_num_threads(n_threads)
+    worker = Worker()
+    connection.send(READY)
+
+    def report(record: Record) -> bool:
+        connection.send(record)
+        return bool(connection.recv())
+
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(worker.perform(job, _share(job.config.device, index), report))
+
+
+def _die_with_the_driver(lifeline: Connection) -> None:
+    try:
+        lifeline.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _share(device: str, index: int) -> str:
+    """Return the device of worker `index`: where any GPU will do, they take turns."""
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{index % torch.cuda.device_count()}"
+    return device
+
+
 @dataclass
-class _Worker:
+class _Process:
     process: BaseProcess
     connection: Connection
     lifeline: Connection
@@ -54,7 +91,7 @@ class LocalPool:
         self._stillborn = 0
         self._workers = [self._start(index) for index in range(n_workers)]
 
-    def _start(self, index: int) -> _Worker:
+    def _start(self, index: int) -> _Process:
         ours, theirs = self._context.Pipe()
         lifeline, held = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs, lifeline, index, self.n_threads), daemon=True)
@@ -66,7 +103,11 @@ class LocalPool:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         lifeline.close()
-        return _Worker(process, ours, held)
+        return _Process(process, ours, held)
+
+    def __str__(self) -> str:
+        """Say how many workers there are."""
+        return f"{len(self._workers)} workers, {self.n_threads} threads each"
 
     @property
     def n_free(self) -> int:
@@ -89,7 +130,7 @@ class LocalPool:
         self._send(next(worker for worker in self._workers if worker.job is job), go_on)
 
     @staticmethod
-    def _send(worker: _Worker, message: object) -> None:
+    def _send(worker: _Process, message: object) -> None:
         try:
             worker.connection.send(message)
         except OSError:

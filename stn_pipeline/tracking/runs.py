@@ -1,9 +1,5 @@
-"""MLflow, and nothing else imports it: start, resume and finish runs; log epochs, scores, figures and the model.
+"""A run written to: opened, created or taken over, given epochs, scores, figures and the model, and closed with the right status."""
 
-The store is wherever MLflow itself looks (MLFLOW_TRACKING_URI, or mlflow.db beside mlruns/); this file never sets it.
-"""
-
-import logging
 import math
 import os
 import platform
@@ -14,8 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import unquote
+from typing import Any
 
 import mlflow
 import mlflow.pytorch
@@ -23,15 +18,10 @@ import numpy as np
 import psutil
 import torch
 import yaml
-from mlflow.artifacts import download_artifacts
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact import artifact_repository_registry
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import (
@@ -46,38 +36,19 @@ from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from stn_pipeline import __version__
 from stn_pipeline.config import Knobs
 from stn_pipeline.data import Splits
-from stn_pipeline.errors import RunError, StnError
+from stn_pipeline.errors import AwayError, StnError
 from stn_pipeline.interrupts import ignore_signals
 from stn_pipeline.model import Network
+from stn_pipeline.tracking.away import in_a_hurry, is_away
+from stn_pipeline.tracking.found import CHECKPOINTS, search_runs
+from stn_pipeline.tracking.store import experiment_id, reachable, store
 from stn_pipeline.training import Checkpoint, Record, checkpoint
 
-EXPERIMENT = "stn"
-CHECKPOINTS = "checkpoint"
 CHAMPION = "champion"
+GO_ON = "once it does, the same command goes on (of train, --resume RUN_ID)"
 MAX_TAG = 8000
 LOG_INPUTS_TRIES = 5
 CHILD_OF = MLFLOW_PARENT_RUN_ID
-RunRecord: TypeAlias = MlflowRun  # a run as it was when the store was asked
-
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _artifacts_without_a_server(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
-    """Return the repository of an mlflow-artifacts URI, reading and writing the server's own folder where none is asked.
-
-    A UI that was opened before the first run gives the experiment Default an artifact location that only it can
-    resolve, and `mlflow run` puts its runs there. Beside a SQLite store that location is the folder mlartifacts/.
-    """
-    store = tracking_uri or mlflow.get_tracking_uri()
-    if not store.startswith("sqlite:///"):
-        return MlflowArtifactsRepository(artifact_uri, tracking_uri, registry_uri)
-    folder = Path(store.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
-    return LocalArtifactRepository(str(folder / unquote(artifact_uri.removeprefix("mlflow-artifacts:").lstrip("/"))))
-
-
-artifact_repository_registry._artifact_repository_registry.register("mlflow-artifacts", _artifacts_without_a_server)
 
 
 class Run:
@@ -240,35 +211,23 @@ def open_run(name: str, knobs: Knobs, *, resume: str | None = None, parent: str 
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
-    """Turn MLflow's complaint inside the block into one line.
+def closing(run: Run, close: Callable[[str], object]) -> Iterator[None]:
+    """Close a run after the block: FINISHED; KILLED by an interrupt; FAILED by an error, with the reason on its page.
 
-    Raises: RunError where the store does not answer, or refuses.
+    Raises: AwayError where the server did not answer until MLflow gave up; the run is then left RUNNING.
     """
     try:
         yield
-    except MlflowException as error:
-        raise RunError(f"MLflow at {store()} opens no run: {_first_line(error)}; see the MLFLOW_ variables") from error
-
-
-def store() -> str:
-    """Return where MLflow keeps the runs."""
-    return str(mlflow.get_tracking_uri())
-
-
-@contextmanager
-def closing(run: Run, close: Callable[[str], object]) -> Iterator[None]:
-    """Close a run after the block: FINISHED; KILLED by an interrupt; FAILED by an error, with the reason on its page."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        ignore_signals()
-        close("KILLED")
-        raise
     except BaseException as error:
         ignore_signals()
-        run.fail(str(error) if isinstance(error, StnError) else f"{type(error).__name__}: {error}")
-        close("FAILED")
+        if is_away(error):
+            raise error if isinstance(error, AwayError) else AwayError(f"MLflow at {store()} has not answered for long: {GO_ON}") from error
+        with in_a_hurry():
+            if isinstance(error, KeyboardInterrupt):
+                close("KILLED")
+            else:
+                run.fail(str(error) if isinstance(error, StnError) else f"{type(error).__name__}: {error}")
+                close("FAILED")
         raise
     close("FINISHED")
 
@@ -279,6 +238,16 @@ def create_run(name: str, experiment: str, knobs: Knobs, tags: dict[str, str], p
     run = Run(mlflow.MlflowClient().create_run(experiment, run_name=name, tags=tags).info.run_id)
     run.log_knobs(knobs)
     return run
+
+
+def close_orphans(parent: Run) -> None:
+    """Close the children of a run that are RUNNING though nothing runs: a server that went away may make a run twice, and tell of one."""
+    for child in search_runs({CHILD_OF: parent.id}):
+        if child.info.status == "RUNNING":
+            orphan = Run(child.info.run_id)
+            orphan.tag({"stage": "orphan"})
+            orphan.describe("**Made twice.** The server went away while this run was made, and another was made in its place.")
+            orphan.close("KILLED")
 
 
 @cache
@@ -299,80 +268,10 @@ def adopt_run(name: str, knobs: Knobs, tags: dict[str, str]) -> Run | None:
     return run
 
 
-def search_runs(tags: dict[str, str]) -> list[RunRecord]:
-    """Return the runs that have all of these tags, oldest first, from every experiment."""
-    return _search(" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()))
-
-
-def filter_runs(words: str) -> list[RunRecord]:
-    """Return the runs that match an MLflow filter, oldest first, from every experiment.
-
-    Raises: RunError where the filter is not one, or the store does not answer.
-    """
-    try:
-        return _search(words)
-    except MlflowException as error:
-        raise RunError(f"runs={words}: {_first_line(error)}; write as in params.dataset = 'mnist' and metrics.test/loss < 1") from error
-
-
-def _search(words: str) -> list[RunRecord]:
-    found: list[RunRecord] = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=words,
-        order_by=["attributes.start_time ASC"],
-        max_results=50_000,
-        output_format="list",
-    )
-    return found
-
-
-def read_file(run_id: str, path: str) -> bytes | None:
-    """Return an artifact of a run, or None where it cannot be had."""
-    with tempfile.TemporaryDirectory() as folder, suppress(MlflowException, OSError):
-        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=folder)).read_bytes()
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
 def _named_by_mlflow(name: str) -> bool:
     """Say whether a run's name is one of MLflow's own random ones, such as redolent-chimp-963."""
     first, _, rest = name.partition("-")
     return first in _GENERATOR_PREDICATES and rest.partition("-")[0] in _GENERATOR_NOUNS
-
-
-def experiment_id(parent: str | None = None) -> str:
-    """Return the id of the parent run's experiment, of the one that the environment names, or of `stn`; made where missing.
-
-    Passed on by id: processes that call set_experiment at the same time can end up in Default.
-    """
-    client = mlflow.MlflowClient()
-    if parent:
-        found = str(client.get_run(parent).info.experiment_id)
-    elif "MLFLOW_RUN_ID" in os.environ:
-        found = str(client.get_run(os.environ["MLFLOW_RUN_ID"]).info.experiment_id)
-    elif "MLFLOW_EXPERIMENT_ID" in os.environ:
-        found = os.environ["MLFLOW_EXPERIMENT_ID"]
-    else:
-        found = _experiment_named(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
-    if "mlflow.experimentKind" not in client.get_experiment(found).tags:
-        # Otherwise the UI opens the experiment as one of prompts and judges.
-        client.set_experiment_tag(found, "mlflow.experimentKind", "custom_model_development")
-    return found
-
-
-def _experiment_named(name: str) -> str:
-    experiment = mlflow.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            return str(mlflow.create_experiment(name))
-        except MlflowException:  # another process was quicker
-            experiment = mlflow.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    return str(experiment.experiment_id)
 
 
 def environment() -> dict[str, str]:
@@ -388,71 +287,11 @@ def environment() -> dict[str, str]:
     )
 
 
-def metric_by_epoch(run_id: str, name: str) -> dict[int, float]:
-    """Return a metric by step; of two values at one step, the later one."""
-    return {point.step: float(point.value) for point in mlflow.MlflowClient().get_metric_history(run_id, name)}
-
-
-def metric_history(run_id: str, name: str) -> list[tuple[float, float]]:
-    """Return when (seconds since 1970) a metric was logged, and its value."""
-    return [(point.timestamp / 1000, float(point.value)) for point in mlflow.MlflowClient().get_metric_history(run_id, name)]
-
-
-def find_run(run_id: str) -> RunRecord:
-    """Return a run.
-
-    Raises: RunError if the store does not answer, has no such run, or it is deleted.
-    """
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException as error:
-        raise RunError(
-            f"run {run_id}: not to be had from {store()}: {_first_line(error)}; copy the id from the run's page, or set MLFLOW_TRACKING_URI"
-        ) from error
-    if run.info.lifecycle_stage == "deleted":
-        raise RunError(f"run {run_id}: it is deleted: restore it with `mlflow runs restore --run-id {run_id}`")
-    return run
-
-
-def load_checkpoint(run_id: str) -> Checkpoint:
-    """Return the newest whole checkpoint of a run.
-
-    Raises: RunError if there is none.
-    """
-    run = find_run(run_id)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            paths = list(Path(download_artifacts(run_id=run.info.run_id, artifact_path=CHECKPOINTS, dst_path=folder)).glob("*.pt"))
-        except (MlflowException, OSError):
-            paths = []
-        newest = checkpoint.load_newest(paths)
-    if newest is None:
-        raise RunError(f"run {run_id}: has no whole checkpoint: name a training run that finished an epoch")
-    return newest
-
-
-def check_resumable(run_id: str) -> None:
-    """Check that a run may go on.
-
-    Raises: RunError if it is finished, is still being trained on this machine, or `mlflow run` has made another run for us.
-    """
-    run = find_run(run_id)
-    if "MLFLOW_RUN_ID" in os.environ:
-        raise RunError(f"resume={run_id}: `mlflow run` always makes a new run: use python -m stn_pipeline.train --resume {run_id}")
-    if run.info.status == "FINISHED":
-        raise RunError(f"resume={run_id}: the run is finished, nothing is left to train: start a new one with more epochs")
-    host, _, process = run.data.tags.get("process", "").partition(" ")
-    pid, _, born = process.partition(" ")
-    if run.info.status == "RUNNING" and host == socket.gethostname() and pid.isdecimal() and psutil.pid_exists(int(pid)):
-        if str(psutil.Process(int(pid)).create_time()) == born:
-            raise RunError(f"resume={run_id}: process {pid} is still training it: wait, or stop that process first")
-
-
 def disown_run(error: StnError) -> None:
     """Say on the run that `mlflow run` made why nothing was started; MLflow itself closes it FAILED."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id:
-        with suppress(MlflowException):  # the store may be what is wrong
+        with in_a_hurry(), suppress(MlflowException):  # the store may be what is wrong
             run = Run(run_id)
             run.tag({"error": str(error)})
             run.describe(f"**Nothing was started.** {error}")

@@ -1,0 +1,192 @@
+"""Tasks on a Ray cluster, one a training: its processes stay warm, and whatever dies costs the trainings that ran there.
+
+The pool places each task on a node itself, so it knows what a dead node takes with it. Ray retries nothing: the driver does.
+An attempt that was lost before it began starts again elsewhere, unheard.
+"""
+
+import itertools
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import torch
+
+from stn_pipeline import tracking
+from stn_pipeline.config import TrainConfig
+from stn_pipeline.data import RawData, Split, read
+from stn_pipeline.errors import StnError
+from stn_pipeline.jobs.cluster import Cluster, Node, first_line
+from stn_pipeline.jobs.driver import Job, Outcome
+from stn_pipeline.jobs.mailbox import Mailbox
+from stn_pipeline.jobs.worker import LostError, Worker
+from stn_pipeline.training import Record
+
+MAX_STILLBORN = 3
+MAX_WAITING = 10_000  # calls that the mailbox holds at once: one a training, and some
+SOURCE = ("dataset", "data_dir", "image_size")  # knobs that say which images, before they are split
+
+_worker: Worker | None = None  # of this process, where it is one of Ray's
+
+
+class RayPool:
+    """At most `most` trainings at once on a cluster, or as many as it has room for.
+
+    Raises: StnError, from wait, when trainings are lost again and again before they begin.
+    """
+
+    def __init__(self, cluster: Cluster, most: int | None):
+        self.cluster, self.most = cluster, most
+        self._numbers = itertools.count()
+        self._attempts: dict[str, tuple[Job, Node, Any]] = {}
+        self._unplaced: list[Job] = []
+        self._data: dict[tuple[Any, ...], Any] = {}
+        self._stillborn = 0
+        here = Node(cluster.here, "", 0)
+        self._mailbox = cluster.on(here, ray.remote(num_cpus=0, max_concurrency=MAX_WAITING)(Mailbox)).remote()
+        # max_calls=0: a process stays; of a task with a GPU Ray would end it on its own, and the next would import torch anew.
+        self._train = ray.remote(max_calls=0, max_retries=0)(_train)
+        self._news = self._mailbox.take.remote()
+        self._settings = tracking.settings()
+
+    def __str__(self) -> str:
+        """Say how many trainings run where."""
+        n_workers = min(self.most or self.cluster.room, self.cluster.room)
+        where = f"{len(self.cluster.usable)} nodes of the Ray cluster at {self.cluster.address}"
+        return f"{n_workers} workers, {self.cluster.cpus} threads each, on {where}"
+
+    @property
+    def n_free(self) -> int:
+        """Number of trainings that could start at once."""
+        room = self.cluster.room if self.most is None else min(self.most, self.cluster.room)
+        return max(0, room - len(self._attempts) - len(self._unplaced))
+
+    def submit(self, job: Job) -> None:
+        """Start a job on the node with the most room."""
+        self._unplaced.append(job)
+        self._place()
+
+    def _place(self) -> None:
+        while self._unplaced:
+            taken = [node.id for _, node, _ in self._attempts.values()]
+            free = {node.id: node.room - taken.count(node.id) for node in self.cluster.usable}
+            node = max(self.cluster.usable, key=lambda node: free[node.id], default=None)
+            if node is None or free[node.id] <= 0:
+                return
+            job, attempt = self._unplaced.pop(0), str(next(self._numbers))
+            self._mailbox.admit.remote(attempt)
+            task = self.cluster.on(node, self._train, num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus)
+            device = self.cluster.resolve(job.config.device, job.config.precision).type
+            task = task.remote(self._mailbox, attempt, job, device, [self._put(job.config)], self._settings, self.cluster.cpus)
+            self._attempts[attempt] = job, node, task
+
+    def _put(self, config: TrainConfig) -> Any:
+        """Return Ray's reference to a data set; each node fetches it once, into memory that its workers share."""
+        key = tuple(getattr(config, knob) for knob in SOURCE)
+        if key not in self._data:
+            raw = read(config, announce=lambda line: None)
+            splits = {name: (s.images.numpy(), s.labels.numpy()) for name, s in (("train", raw.train), ("test", raw.test)) if s is not None}
+            self._data[key] = ray.put({"name": raw.name, "classes": raw.classes} | splits)
+        return self._data[key]
+
+    def answer(self, job: Job, go_on: bool) -> None:
+        """Let the job go on, or stop it."""
+        for attempt, (known, _, _) in self._attempts.items():
+            if known is job:
+                self._mailbox.answer.remote(attempt, go_on)
+
+    def wait(self, timeout_s: float) -> list[tuple[Job, Record | Outcome]]:
+        """Return what the trainings said since; one whose worker or node died is lost."""
+        news: list[tuple[Job, Record | Outcome]] = []
+        for node in self.cluster.poll():
+            for attempt in [attempt for attempt, (_, where, _) in self._attempts.items() if where.id == node.id]:
+                news += self._lose(attempt, f"node {node.name} died or froze", node_died=True)
+        self._place()
+        waiting = [self._news, *(task for _, _, task in self._attempts.values())]
+        if not news:
+            ray.wait(waiting, timeout=timeout_s, fetch_local=False)
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        if self._news in ready:
+            told = self._from_mailbox(self._news)
+            self._news = self._mailbox.take.remote()
+            news += [(self._attempts[attempt][0], Record(**record)) for attempt, record in told if attempt in self._attempts]
+        for attempt in [attempt for attempt, (_, _, task) in self._attempts.items() if task in ready]:
+            news += self._end(attempt)
+        return news
+
+    def _end(self, attempt: str) -> list[tuple[Job, Record | Outcome]]:
+        job, node, task = self._attempts[attempt]
+        try:
+            outcome = ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            outcome = Outcome("bug", str(error))
+        except ray.exceptions.RayError as error:
+            unplaced = isinstance(error, ray.exceptions.TaskUnschedulableError)
+            return self._lose(attempt, f"node {node.name}: {first_line(error).partition('. ')[0]}", node_died=unplaced)
+        self._forget(attempt)
+        self._stillborn = 0
+        return [(job, outcome)]
+
+    def _lose(self, attempt: str, why: str, *, node_died: bool = False) -> list[tuple[Job, Record | Outcome]]:
+        job, node, _ = self._attempts[attempt]
+        self.cluster.rest(node)
+        if self._forget(attempt):
+            return [(job, Outcome("lost", why))]
+        self._stillborn += not node_died
+        if self._stillborn >= MAX_STILLBORN:
+            raise StnError(f"{self._stillborn} trainings in a row were lost before they began: {why}")
+        self._unplaced.append(job)
+        return []
+
+    def _forget(self, attempt: str) -> bool:
+        """Know an attempt no more; say whether it had begun."""
+        del self._attempts[attempt]
+        return bool(self._from_mailbox(self._mailbox.drop.remote(attempt)))
+
+    def _from_mailbox(self, call: Any) -> Any:
+        try:
+            return ray.get(call)
+        except ray.exceptions.ActorDiedError as error:
+            raise StnError(f"the driver's mailbox on this machine died ({first_line(error)}); the same command goes on") from error
+
+    def close(self) -> None:
+        """Stop all trainings at once."""
+        for _, _, task in self._attempts.values():
+            ray.cancel(task, force=True)
+        ray.kill(self._mailbox)
+
+
+def _train(mailbox: Any, attempt: str, job: Job, device: str, data: list[Any], settings: dict[str, str], n_threads: int) -> Outcome:
+    """Train a job in a process of Ray's.
+
+    device: cpu or cuda.   data: holds the reference to the images, fetched where they are not in memory yet.
+    """
+    global _worker
+    if not ray.get(mailbox.begin.remote(attempt)):
+        return Outcome("interrupted", "the driver has given this attempt up")
+    tracking.settle(settings)
+    torch.set_num_threads(n_threads)
+    _worker = _worker or Worker()
+
+    def report(record: Record) -> bool:
+        return bool(ray.get(mailbox.epoch.remote(attempt, asdict(record))))
+
+    return _worker.perform(job, _gpu(ray.get_gpu_ids()) if device == "cuda" else "cpu", report, lambda config: _get(data[0]))
+
+
+def _gpu(given: list[Any]) -> str:
+    """Return torch's name of the GPU that Ray gave.
+
+    A warm process keeps the CUDA devices that it saw first, so it must see all of them: Ray, which shows it one, is overruled.
+    """
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    return f"cuda:{given[0]}"
+
+
+def _get(reference: Any) -> RawData:
+    try:
+        raw = ray.get(reference)  # arrays in the node's shared memory, read-only
+    except ray.exceptions.RayError as error:
+        raise LostError(f"the images could not be fetched: {first_line(error)}") from error
+    splits = {name: Split(*(torch.tensor(array) for array in raw[name])) for name in ("train", "test") if name in raw}
+    return RawData(raw["name"], splits["train"], splits.get("test"), raw["classes"])

@@ -1,0 +1,87 @@
+"""A tracking server that is away for a while: waited for, told of, and at last given up."""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+import requests
+from mlflow.exceptions import MlflowException
+
+LOOK_S = 5.0  # between two looks at the server, and the longest wait for its answer
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+# MLflow asks a server that is away again after 0, 2, 4, 8, 16, 32, 64, 120 and 120 s: six minutes in all.
+os.environ.setdefault(RETRIES, "9")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def absence(uri: str) -> str:
+    """Return why the server at an http address does not answer; nothing where it does, or where there is no server."""
+    if not uri.startswith("http"):
+        return ""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=LOOK_S).close()
+    except urllib.error.HTTPError as error:
+        return f"status {error.code}" if error.code in (502, 503, 504) else ""  # of a proxy before it
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+    return ""
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Say whether an error came of a server that did not answer; an interrupt never does."""
+    if isinstance(error, KeyboardInterrupt):
+        return False
+    while error is not None:
+        if isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def in_a_hurry() -> Iterator[None]:
+    """Do last things with the server inside the block, or leave them where it does not answer at once."""
+    before = {name: os.environ.get(name) for name in (RETRIES, TIMEOUT)}
+    os.environ.update({RETRIES: "1", TIMEOUT: "10"})
+    try:
+        yield
+    except MlflowException as error:
+        if not is_away(error):
+            raise
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
+
+
+@contextmanager
+def watched(uri: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Tell, during the block, when the server stops answering and when it answers again."""
+    done = threading.Event()
+
+    def watch() -> None:
+        since = None
+        while not done.wait(LOOK_S):
+            why = absence(uri)
+            if why and since is None:
+                since = monotonic()
+                say(f"MLflow at {uri} does not answer ({why}): what needs it waits for up to six minutes")
+            elif not why and since is not None:
+                say(f"MLflow at {uri} answers again after {monotonic() - since:.0f} s")
+                since = None
+
+    if uri.startswith("http"):
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
