@@ -229,7 +229,7 @@ def test_a_cluster_that_cannot_be_used_is_one_line(sweep, cluster, tmp_path):
     assert "nothing answers at" in refused(sweep, "--ray", "127.0.0.1:1")
     assert "no node has 64 CPU" in refused(sweep, "--ray", "auto", "--cpus-per-trial", "64")
     sweep.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
-    assert "cannot reach MLflow at http://127.0.0.1:9" in refused(sweep, *ON_RAY)
+    assert "MLflow at http://127.0.0.1:9 does not answer" in refused(sweep, *ON_RAY)
     other = tmp_path / "other"
     other.write_text("f" * 64)
     sweep.environment["RAY_AUTH_TOKEN_PATH"] = str(other)
