@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; names on one floor may import each other
     {"comparing"},
     {"search"},
     {"benching"},
-    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "gallery", "bench_sweep", "bench_warps"},
+    {"cli", "progress", "docs", "bench", "train", "evaluate", "sweep", "compare", "gallery", "bench_sweep", "bench_warps", "bench_pools"},
 )
 ONLY_IN = {"mlflow": {"tracking"}, "matplotlib": {"figures"}, "optuna": {"search"}, "ray": {"jobs"}}
 

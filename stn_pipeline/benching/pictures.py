@@ -75,3 +75,30 @@ def _growth(axis: Any, knob: str, values: dict[str, dict[str, list[float]]], loo
     axis.minorticks_off()
     axis.margins(x=0.12)
     axis.grid(axis="y")
+
+
+def pools_picture(rows: Sequence[dict[str, Any]], trial_s: float, title: str) -> bytes:
+    """Return the picture of trials an hour, and of what each costs beside its own length, by the number of workers, as PNG.
+
+    rows: one a pool and number of workers: `place`, `workers`, `trials_per_hour` and `overhead_s` (a value a repeat).
+    """
+    styles = dict(zip(dict.fromkeys(row["place"] for row in rows), (OURS, OTHERS), strict=False))
+    counts = sorted({row["workers"] for row in rows})
+    with sheet(9.0, 3.4, title) as figure:
+        left, right = figure.subplots(1, 2)
+        left.plot(counts, [3600 / trial_s * n for n in counts], color=GREY, linewidth=1, linestyle="--", label="no overhead")
+        for place, style in styles.items():
+            own = [row for row in rows if row["place"] == place]
+            for axis, what in ((left, "trials_per_hour"), (right, "overhead_s")):
+                middles, spread = _spread([row[what] for row in own])
+                axis.errorbar([row["workers"] for row in own], middles, yerr=spread, label=place, markersize=4, **style)
+        left.set_ylabel("trials an hour")
+        right.set_ylabel("overhead, worker-seconds a trial")
+        right.set_ylim(bottom=0)
+        left.set_ylim(bottom=0)
+        left.legend()
+        for axis in (left, right):
+            axis.set_xlabel("workers")
+            axis.set_xticks(counts)
+            axis.grid(axis="y")
+        return to_png(figure)

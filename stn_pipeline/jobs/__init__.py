@@ -6,6 +6,7 @@ from stn_pipeline.jobs.lock import only_driver
 from stn_pipeline.jobs.places import Place, place
 from stn_pipeline.jobs.trainings import Training, Trainings, times
 from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, log_robustness, run_trial, title_of, train_and_test
+from stn_pipeline.jobs.worker import Report, Worker
 
 __all__ = [
     "Job",
@@ -13,8 +14,10 @@ __all__ = [
     "Outcome",
     "Place",
     "Source",
+    "Report",
     "Training",
     "Trainings",
+    "Worker",
     "available_cores",
     "drive",
     "evaluate_run",

@@ -37,11 +37,11 @@ def n_workers() -> int:
     return n_gpus() or min(available_cores(), MAX_WORKERS)
 
 
-def work(connection: Connection, lifeline: Connection, index: int, n_threads: int) -> None:
+def work(connection: Connection, lifeline: Connection, index: int, n_threads: int, kind: type[Worker]) -> None:
     """Train jobs from `connection` until it closes; end at once when the driver, who holds the lifeline, is gone."""
     threading.Thread(target=_die_with_the_driver, args=(lifeline,), daemon=True).start()
     torch.set_num_threads(n_threads)
-    worker = Worker()
+    worker = kind()
     connection.send(READY)
 
     def report(record: Record) -> bool:
@@ -85,7 +85,8 @@ class LocalPool:
     Raises: StnError, from wait, when workers die again and again before they are ready.
     """
 
-    def __init__(self, n_workers: int):
+    def __init__(self, n_workers: int, kind: type[Worker] = Worker):
+        self._kind = kind
         self._context = multiprocessing.get_context("spawn")
         self.n_threads = max(1, available_cores() // n_workers)
         self._stillborn = 0
@@ -94,7 +95,7 @@ class LocalPool:
     def _start(self, index: int) -> _Process:
         ours, theirs = self._context.Pipe()
         lifeline, held = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs, lifeline, index, self.n_threads), daemon=True)
+        process = self._context.Process(target=work, args=(theirs, lifeline, index, self.n_threads, self._kind), daemon=True)
         resource_tracker.ensure_running()  # it would unblock SIGINT if it were started inside the block below
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a spawned process inherits the mask
         try:

@@ -9,6 +9,7 @@ import torch
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs.driver import Pool
 from stn_pipeline.jobs.local import LocalPool, n_workers
+from stn_pipeline.jobs.worker import Worker
 from stn_pipeline.questions import Question
 from stn_pipeline.training.device import resolve
 
@@ -25,8 +26,8 @@ class Place(Protocol):
         Raises: ConfigError where there is none.
         """
 
-    def pool(self, most: int | None) -> Pool:
-        """Return a pool of at most so many trainings at once."""
+    def pool(self, most: int | None, kind: type[Worker] = Worker) -> Pool:
+        """Return a pool of at most so many trainings at once, by workers of a kind."""
 
 
 class Here:
@@ -39,10 +40,10 @@ class Here:
         """As training.device does."""
         return resolve(device, precision)
 
-    def pool(self, most: int | None) -> Pool:
+    def pool(self, most: int | None, kind: type[Worker] = Worker) -> Pool:
         """Return processes: as many as asked for, or one a GPU, or one a core."""
         wanted = self.workers or n_workers()
-        return LocalPool(wanted if most is None else min(wanted, most))
+        return LocalPool(wanted if most is None else min(wanted, most), kind)
 
 
 class OnRay:
@@ -52,12 +53,12 @@ class OnRay:
         self.cluster, self.workers = cluster, workers
         self.resolve = cluster.resolve
 
-    def pool(self, most: int | None) -> Pool:
+    def pool(self, most: int | None, kind: type[Worker] = Worker) -> Pool:
         """Return tasks of Ray's: as many as asked for, or as fit."""
         from stn_pipeline.jobs.ray_pool import RayPool
 
         limits = [limit for limit in (self.workers, most) if limit]
-        return RayPool(self.cluster, min(limits, default=None))
+        return RayPool(self.cluster, min(limits, default=None), kind)
 
 
 @contextmanager

@@ -35,8 +35,8 @@ class RayPool:
     Raises: StnError, from wait, when trainings are lost again and again before they begin.
     """
 
-    def __init__(self, cluster: Cluster, most: int | None):
-        self.cluster, self.most = cluster, most
+    def __init__(self, cluster: Cluster, most: int | None, kind: type[Worker] = Worker):
+        self.cluster, self.most, self.kind = cluster, most, kind
         self._numbers = itertools.count()
         self._attempts: dict[str, tuple[Job, Node, Any]] = {}
         self._unplaced: list[Job] = []
@@ -77,7 +77,7 @@ class RayPool:
             self._mailbox.admit.remote(attempt)
             task = self.cluster.on(node, self._train, num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus)
             device = self.cluster.resolve(job.config.device, job.config.precision).type
-            task = task.remote(self._mailbox, attempt, job, device, [self._put(job.config)], self._settings, self.cluster.cpus)
+            task = task.remote(self._mailbox, attempt, job, device, [self._put(job.config)], self._settings, self.cluster.cpus, self.kind)
             self._attempts[attempt] = job, node, task
 
     def _put(self, config: TrainConfig) -> Any:
@@ -156,7 +156,9 @@ class RayPool:
         ray.kill(self._mailbox)
 
 
-def _train(mailbox: Any, attempt: str, job: Job, device: str, data: list[Any], settings: dict[str, str], n_threads: int) -> Outcome:
+def _train(
+    mailbox: Any, attempt: str, job: Job, device: str, data: list[Any], settings: dict[str, str], n_threads: int, kind: type[Worker]
+) -> Outcome:
     """Train a job in a process of Ray's.
 
     device: cpu or cuda.   data: holds the reference to the images, fetched where they are not in memory yet.
@@ -166,7 +168,7 @@ def _train(mailbox: Any, attempt: str, job: Job, device: str, data: list[Any], s
         return Outcome("interrupted", "the driver has given this attempt up")
     tracking.settle(settings)
     torch.set_num_threads(n_threads)
-    _worker = _worker or Worker()
+    _worker = _worker if type(_worker) is kind else kind()
 
     def report(record: Record) -> bool:
         return bool(ray.get(mailbox.epoch.remote(attempt, asdict(record))))
