@@ -215,7 +215,7 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required() or isinstance(field.default, dict):
         return ""
     if isinstance(field.default, tuple):
-        return ", ".join(field.default)
+        return ", ".join(map(str, field.default))
     return str(field.default).lower() if field.annotation is bool else str(field.default)
 
 
