@@ -15,7 +15,7 @@ import torch
 from stn_pipeline import tracking
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import RawData, Split, read
-from stn_pipeline.errors import StnError
+from stn_pipeline.errors import ConfigError, StnError
 from stn_pipeline.jobs.cluster import Cluster, Node, first_line
 from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.jobs.mailbox import Mailbox
@@ -180,7 +180,10 @@ def _gpu(given: list[Any]) -> str:
     """Return torch's name of the GPU that Ray gave.
 
     A warm process keeps the CUDA devices that it saw first, so it must see all of them: Ray, which shows it one, is overruled.
+    Raises: ConfigError where Ray does not number its GPUs.
     """
+    if not str(given[0]).isdecimal():
+        raise ConfigError(f"GPU {given[0]}: must be a number: start Ray with CUDA_VISIBLE_DEVICES unset, or of numbers")
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     return f"cuda:{given[0]}"
 

@@ -24,7 +24,7 @@ from stn_pipeline.tracking.runs import (
     environment,
     open_run,
 )
-from stn_pipeline.tracking.store import experiment_id, is_on_disk, knock, reachable, settings, settle, store
+from stn_pipeline.tracking.where import experiment_id, is_on_disk, knock, reachable, settings, settle, store
 
 __all__ = [
     "CHAMPION",

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from stn_pipeline.errors import RunError
 from stn_pipeline.tracking.away import first_line
-from stn_pipeline.tracking.store import knock, store
+from stn_pipeline.tracking.where import knock, store
 from stn_pipeline.training import Checkpoint, checkpoint
 
 CHECKPOINTS = "checkpoint"

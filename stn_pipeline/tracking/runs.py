@@ -41,7 +41,7 @@ from stn_pipeline.interrupts import ignore_signals
 from stn_pipeline.model import Network
 from stn_pipeline.tracking.away import in_a_hurry, is_away
 from stn_pipeline.tracking.found import CHECKPOINTS, search_runs
-from stn_pipeline.tracking.store import experiment_id, reachable, store
+from stn_pipeline.tracking.where import experiment_id, reachable, store
 from stn_pipeline.training import Checkpoint, Record, checkpoint
 
 CHAMPION = "champion"
