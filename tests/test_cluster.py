@@ -96,7 +96,7 @@ def cluster():
     cluster = Cluster.__new__(Cluster)
     cluster.address, cluster.gpus, cluster.cpus, cluster._versions = "here:1", 0.0, 1, mailbox.versions()
     cluster.nodes = {"n": Node("n", "n (n)", 3, {"cuda": False, "token": True, "versions": mailbox.versions()})}
-    cluster._seen, cluster._store, cluster.said = set(), "", []
+    cluster._seen, cluster._store, cluster._on_gpus, cluster.said = set(), "", False, []
     cluster.say = cluster.said.append
     return cluster
 
@@ -135,6 +135,32 @@ def test_a_node_of_another_version_is_refused_and_one_of_the_same_is_not(cluster
     assert cluster._hear(node) == "" and node.told == told
     told["versions"] = mailbox.versions() | {"torch": "1.0"}
     assert cluster._hear(node).startswith("has torch 1.0, this machine ")
+    told["versions"], cluster._on_gpus = mailbox.versions(), True
+    assert "none that its torch sees" in cluster._hear(node)
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\nThis process was started with:\n    Ray: 2.60.0"),
+        SystemExit(15),
+        ConnectionError("Failed to connect to Ray cluster at here:1"),
+    ],
+)
+def test_what_ray_raises_at_the_door_is_one_line(monkeypatch, error):
+    from stn_pipeline.jobs import cluster
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cluster, "_locate", lambda address: address)
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(ConfigError) as caught, cluster.connect("here:1", 0, 1, lambda line: None):
+        pass
+    told = str(caught.value)
+    assert "\n" not in told and told.startswith("ray=here:1: ") and "docs/cluster.md" in told
+    assert "Ray: 2.59.0" in told or not isinstance(error, RuntimeError)
 
 
 def test_devices_of_a_cluster(cluster, monkeypatch):
@@ -144,7 +170,7 @@ def test_devices_of_a_cluster(cluster, monkeypatch):
             cluster.resolve(wrong, "fp32")
     with pytest.raises(ConfigError, match="tf32"):
         cluster.resolve("auto", "tf32")
-    cluster.gpus, cluster.nodes["n"].told["cuda"] = 0.5, True
+    cluster._on_gpus = True
     assert cluster.resolve("auto", "tf32").type == "cuda" and cluster.resolve("cuda", "fp32").type == "cuda"
     assert cluster.resolve("cpu", "fp32").type == "cpu"
     with pytest.raises(ConfigError, match="device=cuda:1"):

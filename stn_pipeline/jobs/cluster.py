@@ -43,7 +43,7 @@ GUIDE = "docs/cluster.md"
 cloudpickle.register_pickle_by_value(mailbox)
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """A node: how Ray names it and what people call it, room for so many trainings at once, what it told of itself."""
 
@@ -70,6 +70,7 @@ class Cluster:
         self._store = tracking.store() if tracking.store().startswith("http") else ""
         self._versions = mailbox.versions()
         self._polled = 0.0
+        self._on_gpus = False
 
     @property
     def usable(self) -> list[Node]:
@@ -121,6 +122,11 @@ class Cluster:
         for node in self.nodes.values():
             if why := self._hear(node):
                 raise ConfigError(f"ray={self.address}: node {node.name} {why}")
+        if self.gpus and any(node.told["cuda"] for node in self.nodes.values() if node.told is not None):
+            self._on_gpus = True
+            for node in self.nodes.values():
+                if why := self._hear(node):
+                    raise ConfigError(f"ray={self.address}: node {node.name} {why}")
         if not self.room:
             wanted = f"{self.cpus} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
             raise ConfigError(
@@ -146,12 +152,14 @@ class Cluster:
         try:
             told = ray.get(node.asked)
         except ray.exceptions.RayError as error:
-            return f"cannot run a task: {first_line(error)}"
+            return f"cannot run a task: {one_line(error)}"
         if "broken" in told:
             return str(told["broken"])
         for what, version in told["versions"].items():
             if version != self._versions[what]:
                 return f"has {what} {version}, this machine {self._versions[what]}: install the same on both"
+        if self._on_gpus and not told["cuda"]:
+            return "has a GPU for Ray, but none that its torch sees: install torch for CUDA there, or start Ray with --num-gpus 0"
         node.told = told
         return ""
 
@@ -178,11 +186,10 @@ class Cluster:
 
         Raises: ConfigError for a GPU where none is asked of Ray, or none is there, and for tf32 without one.
         """
-        gpu = bool(self.gpus) and any(node.told and node.told["cuda"] for node in self.usable)
-        if device.startswith("cuda") and (not gpu or ":" in device):
+        if device.startswith("cuda") and (not self._on_gpus or ":" in device):
             way_out = "give device=auto, and gpus_per_trial, on nodes with a GPU that torch sees"
             raise ConfigError(f"device={device}: on a cluster Ray gives out the GPUs: {way_out}")
-        return torch.device("cuda") if gpu and device != "cpu" else resolve("cpu", precision)
+        return torch.device("cuda") if self._on_gpus and device != "cpu" else resolve("cpu", precision)
 
 
 @contextmanager
@@ -199,13 +206,11 @@ def connect(address: str, gpus: float, cpus: int, say: Callable[[str], object]) 
         with _hushed():
             ray.init(found, log_to_driver=False, logging_level="ERROR")
     except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            f"ray={address}: {first_line(error).partition('. ')[0]}: give RAY_AUTH_TOKEN_PATH the file with the cluster's token ({GUIDE})"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"ray={address}: {first_line(error)}: have this machine in the cluster, with its token, Ray and Python ({GUIDE})"
-        ) from error
+        why = one_line(error).partition(". ")[0]
+        raise ConfigError(f"ray={address}: {why}: give RAY_AUTH_TOKEN_PATH the file with the cluster's token ({GUIDE})") from error
+    except (Exception, SystemExit) as error:  # Ray raises nearly anything here
+        way_out = "this machine must be a node of the cluster, and have its token, Ray and Python"
+        raise ConfigError(f"ray={address}: {one_line(error)}: {way_out} ({GUIDE})") from error
     finally:
         signal.signal(signal.SIGTERM, before)  # Ray sets its own
     try:
@@ -293,6 +298,6 @@ def listens_on(port: int) -> str:
     return f"{beyond[0]}:{port}" if beyond else ""
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -6,6 +6,7 @@ An attempt that was lost before it began starts again elsewhere, unheard.
 
 import itertools
 import os
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from stn_pipeline import tracking
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import RawData, Split, read
 from stn_pipeline.errors import ConfigError, StnError
-from stn_pipeline.jobs.cluster import Cluster, Node, first_line
+from stn_pipeline.jobs.cluster import Cluster, Node, one_line
 from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.jobs.mailbox import Mailbox
 from stn_pipeline.jobs.worker import LostError, Worker
@@ -55,11 +56,18 @@ class RayPool:
         where = f"{len(self.cluster.usable)} nodes of the Ray cluster at {self.cluster.address}"
         return f"{n_workers} workers, {self.cluster.cpus} threads each, on {where}"
 
+    def _free(self) -> dict[Node, int]:
+        """Return the nodes that could take a training, and how many."""
+        taken = Counter(node.id for _, node, _ in self._attempts.values())
+        return {node: free for node in self.cluster.usable if (free := node.room - taken[node.id]) > 0}
+
     @property
     def n_free(self) -> int:
         """Number of trainings that could start at once."""
-        room = self.cluster.room if self.most is None else min(self.most, self.cluster.room)
-        return max(0, room - len(self._attempts) - len(self._unplaced))
+        free = sum(self._free().values())
+        if self.most is not None:
+            free = min(free, self.most - len(self._attempts))
+        return max(0, free - len(self._unplaced))
 
     def submit(self, job: Job) -> None:
         """Start a job on the node with the most room."""
@@ -67,12 +75,8 @@ class RayPool:
         self._place()
 
     def _place(self) -> None:
-        while self._unplaced:
-            taken = [node.id for _, node, _ in self._attempts.values()]
-            free = {node.id: node.room - taken.count(node.id) for node in self.cluster.usable}
-            node = max(self.cluster.usable, key=lambda node: free[node.id], default=None)
-            if node is None or free[node.id] <= 0:
-                return
+        while self._unplaced and (free := self._free()):
+            node = max(free, key=lambda node: free[node])
             job, attempt = self._unplaced.pop(0), str(next(self._numbers))
             self._mailbox.admit.remote(attempt)
             task = self.cluster.on(node, self._train, num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus)
@@ -122,7 +126,7 @@ class RayPool:
             outcome = Outcome("bug", str(error))
         except ray.exceptions.RayError as error:
             unplaced = isinstance(error, ray.exceptions.TaskUnschedulableError)
-            return self._lose(attempt, f"node {node.name}: {first_line(error).partition('. ')[0]}", node_died=unplaced)
+            return self._lose(attempt, f"node {node.name}: {one_line(error).partition('. ')[0]}", node_died=unplaced)
         self._forget(attempt)
         self._stillborn = 0
         return [(job, outcome)]
@@ -147,7 +151,7 @@ class RayPool:
         try:
             return ray.get(call)
         except ray.exceptions.ActorDiedError as error:
-            raise StnError(f"the driver's mailbox on this machine died ({first_line(error)}); the same command goes on") from error
+            raise StnError(f"the driver's mailbox on this machine died ({one_line(error)}); the same command goes on") from error
 
     def close(self) -> None:
         """Stop all trainings at once."""
@@ -192,6 +196,6 @@ def _get(reference: Any) -> RawData:
     try:
         raw = ray.get(reference)  # arrays in the node's shared memory, read-only
     except ray.exceptions.RayError as error:
-        raise LostError(f"the images could not be fetched: {first_line(error)}") from error
+        raise LostError(f"the images could not be fetched: {one_line(error)}") from error
     splits = {name: Split(*(torch.tensor(array) for array in raw[name])) for name in ("train", "test") if name in raw}
     return RawData(raw["name"], splits["train"], splits.get("test"), raw["classes"])
