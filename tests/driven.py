@@ -162,7 +162,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
     def gone() -> bool | None:
         return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes) or None
 
-    assert until(gone, limit_s=30)
+    assert until(gone, limit_s=120)
 
 
 def refused(sweep: Sweep, *flags: str) -> str:

@@ -10,7 +10,11 @@ from time import monotonic
 
 import requests
 from mlflow.exceptions import MlflowException
+from requests.exceptions import ChunkedEncodingError, RetryError
 
+from stn_pipeline.errors import StnError
+
+AWAY = (502, 503, 504)  # what a proxy says of a server that is gone, and MLflow of its database
 LOOK_S = 5.0  # between two looks at the server, and the longest wait for its answer
 RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # MLflow asks a server that is away again after 0, 2, 4, 8, 16, 32, 64, 120 and 120 s: six minutes in all.
@@ -30,21 +34,22 @@ def absence(uri: str) -> str:
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=LOOK_S).close()
     except urllib.error.HTTPError as error:
-        return f"status {error.code}" if error.code in (502, 503, 504) else ""  # of a proxy before it
+        return f"status {error.code}" if error.code in AWAY else ""  # of a proxy before it
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
     return ""
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Say whether an error came of a server that did not answer; an interrupt never does."""
-    if isinstance(error, KeyboardInterrupt):
-        return False
-    while error is not None:
-        if isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    """Say whether an error came of a server that did not answer; an interrupt, or what the server refused, never does."""
+    while isinstance(error, StnError):  # those of ours that pass one on
+        error = error.__cause__
+    if isinstance(error, MlflowException):
+        # What failed stands one step behind, and only there: further back may lie an older error that was dealt with.
+        error = (error.__cause__ or error.__context__) if str(error).startswith("API request to ") else None
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code in AWAY
+    return isinstance(error, (requests.ConnectionError, requests.Timeout, RetryError, ChunkedEncodingError))
 
 
 @contextmanager
