@@ -1,6 +1,7 @@
 """What the tests share: an empty folder with a store of its own, and the entry points as real processes in it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,13 @@ class Workplace:
 
     def run_module(self, module: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-m", f"stn_pipeline.{module}", *flags, **environment)
+
+
+def page_block(name: str) -> str:
+    """Return the commands of a block of docs/cluster.md."""
+    found = re.search(rf"<!-- {name} -->\n```\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from stn_pipeline.jobs import mailbox
 from stn_pipeline.jobs.mailbox import Mailbox
 from stn_pipeline.questions import WHERE, Question
 from stn_pipeline.search.sweepfile import SweepConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, page_block
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra: pip install -e '.[ray]'")
 SWEEP = {"name": "s", "search": ["lr"], "trials": 2, "datasets": "digits"}
@@ -202,6 +202,12 @@ def test_an_open_cluster_is_warned_of_unless_it_keeps_to_itself(cluster):
             cluster._check_token()
             assert bool(cluster.said) == warned
         assert f"asks for no token and listens on 0.0.0.0:{outer}" in cluster.said[0]
+
+
+def test_the_token_of_the_page_is_the_users_alone(tmp_path):
+    subprocess.run(["bash", "-euc", page_block("token")], env=os.environ | {"HOME": str(tmp_path)}, check=True)
+    token = tmp_path / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
 
 
 @needs_ray

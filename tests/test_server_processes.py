@@ -1,7 +1,6 @@
 """The tracking server of docs/cluster.md, from its own commands: PostgreSQL, passwords, eight workers, and half a minute without it."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Workplace
+from tests.conftest import Workplace, page_block
 from tests.driven import Sweep, check_whole, mid_trial, until
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
@@ -23,14 +22,6 @@ pytestmark = [
     pytest.mark.skipif(BINARIES is None or shutil.which("createdb") is None, reason="needs PostgreSQL (Debian: apt install postgresql)"),
 ]
 AWAY_S = 30
-
-
-def block(name: str) -> str:
-    """Return the commands of a block of the page."""
-    page = (ROOT / "docs" / "cluster.md").read_text()
-    found = re.search(rf"<!-- {name} -->\n```\n(.*?)```", page, re.DOTALL)
-    assert found is not None
-    return found[1]
 
 
 def free_port() -> int:
@@ -48,11 +39,11 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, name: str, **more: str) -> None:
-        subprocess.run(["bash", "-euc", block(name)], cwd=self.place.path, env=self.environment | more, check=True)
+        subprocess.run(["bash", "-euc", page_block(name)], cwd=self.place.path, env=self.environment | more, check=True)
 
     def start(self) -> None:
         with open(self.place.path / "server.log", "ab") as log:
-            command = ["bash", "-euc", block("server")]
+            command = ["bash", "-euc", page_block("server")]
             self.process = subprocess.Popen(
                 command, cwd=self.place.path, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )

@@ -53,7 +53,8 @@ class RayPool:
     def __str__(self) -> str:
         """Say how many trainings run where."""
         n_workers = min(self.most or self.cluster.room, self.cluster.room)
-        where = f"{len(self.cluster.usable)} nodes of the Ray cluster at {self.cluster.address}"
+        n_nodes = len(self.cluster.usable)
+        where = f"{n_nodes} node{'s' * (n_nodes != 1)} of the Ray cluster at {self.cluster.address}"
         return f"{n_workers} workers, {self.cluster.cpus} threads each, on {where}"
 
     def _free(self) -> dict[Node, int]:
