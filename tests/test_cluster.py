@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -205,7 +206,8 @@ def test_an_open_cluster_is_warned_of_unless_it_keeps_to_itself(cluster):
 
 
 def test_the_token_of_the_page_is_the_users_alone(tmp_path):
-    subprocess.run(["bash", "-euc", page_block("token")], env=os.environ | {"HOME": str(tmp_path)}, check=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-euc", page_block("token")], env=os.environ | {"HOME": str(tmp_path), "PATH": path}, check=True)
     token = tmp_path / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
 
