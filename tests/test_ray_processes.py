@@ -233,5 +233,5 @@ def test_a_cluster_that_cannot_be_used_is_one_line(sweep, cluster, tmp_path):
     other = tmp_path / "other"
     other.write_text("f" * 64)
     sweep.environment["RAY_AUTH_TOKEN_PATH"] = str(other)
-    assert "with its token" in refused(sweep, *ON_RAY)
+    assert "have its token, Ray and Python" in refused(sweep, *ON_RAY)
     assert not (sweep.workplace.path / "mlflow.db").exists() and not list(sweep.workplace.path.glob("studies/*.db"))
