@@ -188,21 +188,29 @@ def test_a_warm_worker_takes_the_gpu_that_it_is_given_each_time(monkeypatch):
         _gpu(["MIG-1"])
 
 
-def test_an_open_cluster_is_warned_of_unless_it_keeps_to_itself(cluster):
+def test_an_open_cluster_is_refused_and_where_it_is_wanted_warned_of_unless_it_keeps_to_itself(cluster, monkeypatch):
     from stn_pipeline.jobs.cluster import listens_on
 
-    with socket.socket() as inside, socket.socket() as outside:
-        for one, host in ((inside, "127.0.0.1"), (outside, "0.0.0.0")):
+    with socket.socket() as inside, socket.socket() as outside, socket.socket(socket.AF_INET6) as mapped:
+        for one, host in ((inside, "127.0.0.1"), (outside, "0.0.0.0"), (mapped, "::ffff:127.0.0.1")):  # the last is how Ray does it
             one.bind((host, 0))
             one.listen()
         inner, outer = inside.getsockname()[1], outside.getsockname()[1]
-        assert listens_on(inner) == "" and listens_on(outer) == f"0.0.0.0:{outer}"
-        for port, told_token, warned in ((inner, False, False), (outer, True, False), (outer, False, True)):
+        assert listens_on(inner) == listens_on(mapped.getsockname()[1]) == "" and listens_on(outer) == f"0.0.0.0 port {outer}"
+        for port, told_token, asks_here, warned in (
+            (inner, False, False, False),
+            (outer, True, True, False),
+            (outer, False, False, True),
+        ):
             cluster.said.clear()
+            monkeypatch.setattr("stn_pipeline.jobs.cluster.is_token_auth_enabled", lambda: asks_here)  # noqa: B023
             cluster.address, cluster.nodes["n"].told["token"] = f"127.0.0.1:{port}", told_token
             cluster._check_token()
             assert bool(cluster.said) == warned
-        assert f"asks for no token and listens on 0.0.0.0:{outer}" in cluster.said[0]
+        assert f"asks for no token and listens on 0.0.0.0 port {outer}" in cluster.said[0]
+    monkeypatch.setattr("stn_pipeline.jobs.cluster.is_token_auth_enabled", lambda: True)
+    with pytest.raises(ConfigError, match="this cluster asks for no token.*start it with RAY_AUTH_MODE=token"):
+        cluster._check_token()
 
 
 def test_the_token_of_the_page_is_the_users_alone(tmp_path):

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import pytest
@@ -75,7 +74,7 @@ class Cluster:
 
 
 @contextmanager
-def started(folder: Path, **environment: str) -> Iterator[Cluster]:
+def started(**environment: str) -> Iterator[Cluster]:
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-m", "tests.ray_cluster"], cwd=ROOT, env=os.environ | environment, stdin=pipe, stdout=pipe, text=True
@@ -93,7 +92,7 @@ def cluster_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o644)  # as Ray makes it
     checks = {f"RAY_health_check_{name}": str(value) for name, value in QUICK_TO_NOTICE.items()}
-    with started(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", **checks) as cluster:
+    with started(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", **checks) as cluster:
         yield cluster
 
 
@@ -235,3 +234,16 @@ def test_a_cluster_that_cannot_be_used_is_one_line(sweep, cluster, tmp_path):
     sweep.environment["RAY_AUTH_TOKEN_PATH"] = str(other)
     assert "have its token, Ray and Python" in refused(sweep, *ON_RAY)
     assert not (sweep.workplace.path / "mlflow.db").exists() and not list(sweep.workplace.path.glob("studies/*.db"))
+
+
+def test_a_cluster_without_tokens_is_refused_unless_that_is_wanted(sweep):
+    sweep.write(workers=0, trials=2, train={"device": "cpu", "epochs": 2})
+    with started(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0") as opened:
+        token = sweep.workplace.path / "token"
+        token.write_text("0123456789abcdef" * 4)
+        sweep.environment = {"RAY_ADDRESS": opened.environment["RAY_ADDRESS"], "RAY_AUTH_TOKEN_PATH": str(token)}
+        assert "this cluster asks for no token" in refused(sweep, "--ray", "auto")
+        sweep.environment["RAY_AUTH_MODE"] = "disabled"
+        done = sweep.run("--ray", "auto")
+    assert done.returncode == 0 and "warning" not in done.stdout, done.stderr  # it keeps to loopback
+    check_whole(sweep, 2, set())

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Cluster:
     def gather(self) -> None:
         """Ask all nodes what they have, and wait for it.
 
-        Raises: ConfigError where one of them differs from this machine, or none has room for a training.
+        Raises: ConfigError where one of them differs from this machine, none has room for a training, or they ask for no token.
         """
         for info in ray.nodes():
             if info["Alive"]:
@@ -168,9 +169,17 @@ class Cluster:
         return f"{nodes} node{'s' * (nodes != 1)} with room for {room} training{'s' * (room != 1)} at once"
 
     def _check_token(self) -> None:
-        """Warn where the cluster lets in anyone who reaches it."""
-        if all(node.told and node.told["token"] for node in self.nodes.values()):
+        """Warn of a cluster that lets in anyone who reaches it.
+
+        Raises: ConfigError where this machine asks for tokens: Ray lets it in, but its workers' words to us would be refused.
+        """
+        if all(node.told is None or node.told["token"] for node in self.nodes.values()):
             return
+        if is_token_auth_enabled():
+            raise ConfigError(
+                f"ray={self.address}: this cluster asks for no token, so whoever reaches it can run any program on its machines: start it "
+                f"with RAY_AUTH_MODE=token, or, where nobody else can reach it, set RAY_AUTH_MODE=disabled here too ({GUIDE})"
+            )
         if open_to := listens_on(int(self.address.rpartition(":")[2])):
             self.say(
                 f"warning: this Ray cluster asks for no token and listens on {open_to}: whoever reaches that can run any program on its "
@@ -294,8 +303,8 @@ def listens_on(port: int) -> str:
         return f"port {port}"
     if not listening:
         return f"port {port} of another machine"
-    beyond = [address.ip for address in listening if not (address.ip.startswith("127.") or address.ip == "::1")]
-    return f"{beyond[0]}:{port}" if beyond else ""
+    beyond = [address.ip for address in listening if not ip_address(address.ip.removeprefix("::ffff:")).is_loopback]
+    return f"{beyond[0]} port {port}" if beyond else ""
 
 
 def one_line(error: BaseException) -> str:
