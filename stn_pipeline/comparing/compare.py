@@ -30,7 +30,8 @@ def run(
 
     `say` is told lines for the console; `watch` is given the comparison and returns what is called twice a second;
     `command` is shown in the report.
-    Raises: UserError before anything is started; JobError where a training breaks in our own code.
+    Raises: UserError before anything is started; JobError where a training breaks in our own code; AwayError where the
+        tracking server stays away.
     """
     with only_driver("compare", config.name), place(config, say) as somewhere:
         cells = _cells(config, somewhere, say)

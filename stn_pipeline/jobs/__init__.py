@@ -1,7 +1,7 @@
 """Trainings, somewhere: the one training that train, a sweep and a comparison share, the driver's loop, and the pools."""
 
 from stn_pipeline.jobs.driver import Job, Outcome, Source, drive
-from stn_pipeline.jobs.local import LocalPool, available_cores, n_workers
+from stn_pipeline.jobs.local import available_cores, n_workers
 from stn_pipeline.jobs.lock import only_driver
 from stn_pipeline.jobs.places import Place, place
 from stn_pipeline.jobs.trainings import Training, Trainings, times
@@ -10,7 +10,6 @@ from stn_pipeline.jobs.worker import Report, Worker
 
 __all__ = [
     "Job",
-    "LocalPool",
     "Outcome",
     "Place",
     "Source",

@@ -115,11 +115,6 @@ class LocalPool:
         """Number of workers that wait for a job."""
         return sum(worker.ready and worker.job is None for worker in self._workers)
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.process.pid or 0 for worker in self._workers]
-
     def submit(self, job: Job) -> None:
         """Give a job to a free worker."""
         worker = next(worker for worker in self._workers if worker.ready and worker.job is None)

@@ -50,7 +50,8 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
     """Run a sweep to its end, or go on with it.
 
     `say` is told lines for the console; `watch` is given the studies and returns what is called twice a second.
-    Raises: UserError before anything is started; JobError where a training breaks in our own code.
+    Raises: UserError before anything is started; JobError where a training breaks in our own code; AwayError where the
+        tracking server stays away.
     """
     with only_driver("sweep", sweep.name) as path, ExitStack() as stack:
         url = f"sqlite:///{path}.db"
