@@ -131,7 +131,7 @@ def training_on(sweep: Sweep, node: Node, driver: subprocess.Popen[str]) -> tupl
 
 def test_workers_and_nodes_that_die_freeze_and_join_cost_the_trials_on_them_alone(sweep, cluster):
     head, second = cluster.head, cluster.join()
-    sweep.write(workers=0, trials=10, train={"device": "auto", "epochs": 40})
+    sweep.write(workers=0, trials=9, train={"device": "auto", "epochs": 30})
     driver = sweep.begin(*ON_RAY)
     late = cluster.join()
 
@@ -155,7 +155,7 @@ def test_workers_and_nodes_that_die_freeze_and_join_cost_the_trials_on_them_alon
 
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == 0 and "Traceback" not in err, err
-    check_whole(sweep, 10, lost)
+    check_whole(sweep, 9, lost)
     reasons = {trial.number: trial.user_attrs["reason"] for trial in sweep.trials("FAIL")}
     assert "The worker died" in reasons[killed] and "died or froze" in reasons[on_second]
     assert "node it was running on is dead" in reasons[on_late] or "died or froze" in reasons[on_late]
@@ -210,7 +210,7 @@ def test_mnist_reaches_nodes_that_have_no_data_and_gives_what_this_process_gives
         pytest.skip("needs MNIST: set STN_TEST_DATA to a folder that holds MNIST/raw")
     cluster.join()
     elsewhere = os.path.relpath(data, sweep.workplace.path)  # the raylets run in another folder
-    sweep.write(workers=0, datasets=["mnist"], trials=2, train={"device": "cpu", "epochs": 1, "data_dir": elsewhere})
+    sweep.write(workers=0, datasets=["mnist"], trials=2, train={"device": "cpu", "epochs": 1, "val_fraction": 0.5, "data_dir": elsewhere})
     done = sweep.run(*ON_RAY)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     check_whole(sweep, 2, set())
