@@ -29,6 +29,7 @@ pytestmark = [
 ]
 
 ON_RAY = ("--ray", "auto", "--gpus-per-trial", "0.5")  # the GPUs are only said to be there; the one CPU of a node has room for one training
+AS_OTHERS = {"RAY_worker_niceness": "0"}  # Ray's 15 leaves its workers a few percent of a core while other tests run
 QUICK_TO_NOTICE = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
 
 
@@ -77,7 +78,7 @@ class Cluster:
 def started(**environment: str) -> Iterator[Cluster]:
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.ray_cluster"], cwd=ROOT, env=os.environ | environment, stdin=pipe, stdout=pipe, text=True
+        [sys.executable, "-m", "tests.ray_cluster"], cwd=ROOT, env=os.environ | AS_OTHERS | environment, stdin=pipe, stdout=pipe, text=True
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         address, raylet = process.stdout.readline().split()
