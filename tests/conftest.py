@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.driven import Sweep
 
 ROOT = Path(__file__).parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of several processes with two threads each, on two cores, all wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, and processes inherit that
 
 

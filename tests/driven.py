@@ -101,7 +101,7 @@ class Sweep:
         return trials, runs, attributes, self.parent.info.run_id, self.parent.info.status, self.parent.data.tags["answer"]
 
 
-def until(found: Callable[[], T | None], driver: subprocess.Popen[str] | None = None, limit_s: float = 300, pause_s: float = 0.05) -> T:
+def until(found: Callable[[], T | None], driver: subprocess.Popen[str] | None = None, limit_s: float = 300, pause_s: float = 0.2) -> T:
     """Return what is found at last, while the driver, where one is given, lives."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -139,7 +139,7 @@ def mid_trial_and_about_to_start_another(sweep: Sweep, driver: subprocess.Popen[
         starting = any("run_id" not in trial.user_attrs for trial in running)
         return (training and (starting or len(sweep.trials("COMPLETE")) >= sweep.keys["trials"] - 2)) or None
 
-    until(found, driver, pause_s=0.001)
+    until(found, driver, pause_s=0.01)
 
 
 def mid_final(sweep: Sweep, driver: subprocess.Popen[str]) -> Run:

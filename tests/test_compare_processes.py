@@ -4,7 +4,6 @@ import json
 
 import mlflow
 import pytest
-import torch
 import yaml
 
 from stn_pipeline.comparing.answer import LOSS
@@ -69,8 +68,6 @@ def test_a_killed_comparison_goes_on_and_finds_the_arm_that_is_worse(workplace, 
 
 
 def test_an_arm_that_is_the_baseline_with_other_seeds_is_called_equal():
-    torch.set_num_threads(1)
-
     def loss(seed: int) -> Trained:
         config = TrainConfig(dataset="digits", epochs=4, batch_size=128, seed=seed)
         splits = load(config, announce=lambda line: None)

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,15 +27,6 @@ every_family = pytest.mark.parametrize("transform", TRANSFORMS)
 every_transform = pytest.mark.parametrize("transform", ["none", *TRANSFORMS])
 every_layer = pytest.mark.parametrize("layer", LAYERS)
 every_padding = pytest.mark.parametrize("padding", PADDINGS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads on shared cores wait for each other: ten times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -215,7 +215,7 @@ def test_mnist_reaches_nodes_that_have_no_data_and_gives_what_this_process_gives
     done = sweep.run(*ON_RAY)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     check_whole(sweep, 2, set())
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as on the nodes
     config = TrainConfig.parse(sweep.keys["train"] | {"dataset": "mnist"})
     splits = load(config)
     network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std)

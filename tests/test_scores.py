@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -20,14 +19,6 @@ from stn_pipeline.model import Network, build
 from stn_pipeline.training import Scores, calibration, report, score, scores
 
 K = 5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine two threads wait for each other far longer than they compute
-    yield
-    torch.set_num_threads(before)
 
 
 # Helpers

@@ -6,7 +6,7 @@ import inspect
 import io
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -36,14 +36,6 @@ step_module = importlib.import_module("stn_pipeline.training.step")
 CPU = torch.device("cpu")
 ARMS = [{"transform": "none"}, {"transform": "affine"}, {"transform": "diffeo", "coordconv": True, "coordconv_r": True}]
 IDS = ["none", "affine", "diffeo-coordconv-r"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine two threads wait for each other far longer than they compute
-    yield
-    torch.set_num_threads(before)
 
 
 # Helpers
