@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.driven import Sweep
 
 ROOT = Path(__file__).parent.parent
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of several processes with two threads each, on two cores, all wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # of several processes with two threads each, on two cores, all wait for each other
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, and processes inherit that
 
 
@@ -54,6 +54,14 @@ def page_block(name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n```\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
     assert found is not None
     return found[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Undo what a module's tests have set for this process."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

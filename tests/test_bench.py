@@ -134,13 +134,13 @@ def test_tracking_costs_a_share_of_an_epoch():
 @pytest.mark.slow
 def test_it_writes_what_it_measured(tmp_path, capsys):
     flags = "--dataset digits --image-size 28 --images 100 --vary-images 100 --repeats 1 --device cpu --workers 0 --at-once 1"
-    bench([*flags.split(), "--vary", "batch_size=16,50 transform=none,tps", "--out", str(tmp_path)])
+    bench([*flags.split(), "--vary", "batch_size=16 transform=none,tps", "--out", str(tmp_path)])
     told = json.loads((tmp_path / "bench.json").read_text())
     assert [row["name"] for row in told["contenders"]][:4] == [
         "ours", "ours, compile=off", "plain loop, resident tensors", "report's loop, 0 workers",
     ]  # fmt: skip
     assert {knob: list(values) for knob, values in told["us_an_image"].items()} == {
-        "batch_size": ["16", "50"],
+        "batch_size": ["16"],
         "transform": ["none", "tps"],
     }
     assert told["commit"] and told["processor"] and told["torch"] == torch.__version__

@@ -69,7 +69,7 @@ def test_a_killed_comparison_goes_on_and_finds_the_arm_that_is_worse(workplace, 
 
 def test_an_arm_that_is_the_baseline_with_other_seeds_is_called_equal():
     def loss(seed: int) -> Trained:
-        config = TrainConfig(dataset="digits", epochs=4, batch_size=128, seed=seed)
+        config = TrainConfig(dataset="digits", epochs=2, batch_size=128, seed=seed)
         splits = load(config, announce=lambda line: None)
         network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std)
         for epoch in fit(network, splits.train, splits.val, config):
