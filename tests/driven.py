@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -163,6 +164,16 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
         return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes) or None
 
     assert until(gone, limit_s=120)
+
+
+@contextmanager
+def standing_still(workers: list[psutil.Process]) -> Iterator[None]:
+    """Stop a driver's workers for the length of the block, so that it is not done before what is tried meanwhile."""
+    for worker in workers:
+        worker.suspend()
+    yield
+    for worker in workers:
+        worker.resume()
 
 
 def refused(sweep: Sweep, *flags: str) -> str:

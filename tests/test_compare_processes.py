@@ -12,7 +12,7 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load
 from stn_pipeline.model import build
 from stn_pipeline.training import fit, score
-from tests.driven import until, wait_until_gone
+from tests.driven import children_of, standing_still, until, wait_until_gone
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +20,6 @@ ARMS = {"base": {}, "diffeo": {"transform": "diffeo"}, "slow": {"lr": 1e-4}}  # 
 
 
 def test_a_killed_comparison_goes_on_and_finds_the_arm_that_is_worse(workplace, monkeypatch):
-    import psutil
-
     monkeypatch.chdir(workplace.path)
     file = {"name": "p", "arms": ARMS, "datasets": "digits", "seeds": 4, "train": {"epochs": 6, "device": "cpu"}}
     (workplace.path / "p.yaml").write_text(yaml.safe_dump(file))
@@ -38,9 +36,10 @@ def test_a_killed_comparison_goes_on_and_finds_the_arm_that_is_worse(workplace, 
         return True if states.count("FINISHED") >= 3 and "RUNNING" in states else None
 
     until(half_way, driver)
-    second = workplace.run_module("compare", "p.yaml")
+    workers = children_of(driver)
+    with standing_still(workers):
+        second = workplace.run_module("compare", "p.yaml")
     assert second.returncode == 2 and f"compare p: process {driver.pid} is driving it" in second.stderr
-    workers = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.communicate()
     wait_until_gone(workers)

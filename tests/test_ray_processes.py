@@ -21,7 +21,7 @@ from stn_pipeline.model import build
 from stn_pipeline.training import fit
 from stn_pipeline.training.engine import engage
 from tests.conftest import ROOT
-from tests.driven import Sweep, check_whole, mid_trial, refused, until, wait_until_gone
+from tests.driven import Sweep, check_whole, mid_trial, refused, standing_still, until, wait_until_gone
 
 pytestmark = [
     pytest.mark.slow,
@@ -167,8 +167,9 @@ def test_a_killed_driver_takes_its_trainings_with_it_and_the_next_one_goes_on(sw
     sweep.write(workers=0, trials=6)
     driver = sweep.begin(*ON_RAY)
     mid_trial(sweep, driver, n_complete=1)
-    assert f"process {driver.pid} is driving it" in refused(sweep, *ON_RAY)
     workers = [training_on(sweep, node, driver)[1] for node in nodes]
+    with standing_still(workers):
+        assert f"process {driver.pid} is driving it" in refused(sweep, *ON_RAY)
     driver.kill()
     driver.communicate()
     wait_until_gone(workers)

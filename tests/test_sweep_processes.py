@@ -16,6 +16,7 @@ from tests.driven import (
     mid_trial,
     mid_trial_and_about_to_start_another,
     refused,
+    standing_still,
     wait_until_gone,
     worker_of,
 )
@@ -50,7 +51,8 @@ def test_a_killed_or_interrupted_driver_goes_on_to_the_exact_total(sweep):
     sweep.write(trials=8)
     driver = sweep.begin()
     mid_trial(sweep, driver)
-    assert f"process {driver.pid} is driving it" in refused(sweep)  # a second driver
+    with standing_still(children_of(driver)):
+        assert f"process {driver.pid} is driving it" in refused(sweep)  # a second driver
     assert driver.poll() is None
 
     mid_trial(sweep, driver, n_complete=1)
