@@ -171,9 +171,11 @@ def standing_still(workers: list[psutil.Process]) -> Iterator[None]:
     """Stop a driver's workers for the length of the block, so that it is not done before what is tried meanwhile."""
     for worker in workers:
         worker.suspend()
-    yield
-    for worker in workers:
-        worker.resume()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
 
 
 def refused(sweep: Sweep, *flags: str) -> str:
