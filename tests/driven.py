@@ -117,7 +117,7 @@ def until(found: Callable[[], T | None], driver: subprocess.Popen[str] | None = 
 def worker_of(run: Run, driver: subprocess.Popen[str]) -> psutil.Process | None:
     """Return the worker of this driver that trains a run, if one does."""
     _, pid, born = run.data.tags.get("process", "- - -").split()
-    workers = psutil.Process(driver.pid).children()
+    workers = psutil.Process(driver.pid).children(recursive=True)
     return next((worker for worker in workers if (str(worker.pid), str(worker.create_time())) == (pid, born)), None)
 
 

@@ -142,10 +142,10 @@ def test_eight_workers_at_once_in_an_empty_folder_and_then_two_trials_more(sweep
 
 
 def test_mlflow_run_makes_the_studys_own_run_and_a_time_limit_alone_ends_it(sweep):
-    sweep.write(time_limit_s=1)
+    sweep.write(time_limit_s=1, workers=1)
     for name in ("MLproject", "conda.yaml"):
         shutil.copy(ROOT / name, sweep.workplace.path)
-    done = sweep.workplace.run("mlflow", "run", ".", "--env-manager=local", "-e", "sweep", "-P", "config=s.yaml")
+    done = sweep.workplace.run("mlflow", "run", ".", "--env-manager=local", "-e", "sweep", "-P", "config=s.yaml", OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
     assert sweep.parent.data.tags["mlflow.project.entryPoint"] == "sweep"
     assert sweep.parent.info.run_name == "sweep s" and sweep.parent.data.params["config"] == "s.yaml"

@@ -1,4 +1,7 @@
-"""Processes on this machine that stay warm: each imports torch once and trains one job after another.
+"""Processes on this machine that stay warm: each trains one job after another.
+
+The libraries are loaded once, in a process whose forks the workers are. On GPUs each worker is a new process, which loads
+its own: what has touched CUDA cannot be forked.
 
 A worker's death closes its pipe, which is how the driver hears of it; the driver's death closes the worker's lifeline,
 on which the worker ends itself at once. SIGINT is blocked in workers: the driver alone hears Ctrl-C.
@@ -7,10 +10,13 @@ on which the worker ends itself at once. SIGINT is blocked in workers: the drive
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -25,6 +31,7 @@ READY = "ready"
 MAX_STILLBORN = 3
 CLOSE_S = 5.0
 MAX_WORKERS = 8  # chosen by itself
+LOADED_ONCE = ["stn_pipeline.jobs.worker", "torch._dynamo", "sklearn.model_selection", "mlflow.store.tracking.sqlalchemy_store"]
 
 
 def available_cores() -> int:
@@ -37,8 +44,10 @@ def n_workers() -> int:
     return n_gpus() or min(available_cores(), MAX_WORKERS)
 
 
-def work(connection: Connection, lifeline: Connection, index: int, n_threads: int, kind: type[Worker]) -> None:
+def work(connection: Connection, lifeline: Connection, environment: dict[str, str], index: int, n_threads: int, kind: type[Worker]) -> None:
     """Train jobs from `connection` until it closes; end at once when the driver, who holds the lifeline, is gone."""
+    os.environ.clear()
+    os.environ.update(environment)  # the fork's is that of the driver when its first worker started
     threading.Thread(target=_die_with_the_driver, args=(lifeline,), daemon=True).start()
     torch.set_num_threads(n_threads)
     worker = kind()
@@ -54,6 +63,25 @@ def work(connection: Connection, lifeline: Connection, index: int, n_threads: in
         except EOFError:
             return
         connection.send(worker.perform(job, _share(job.config.device, index), report))
+
+
+def _can_fork() -> bool:
+    return sys.platform == "linux" and not n_gpus() and len(tempfile.gettempdir()) < 70  # the path of its socket may have 107 bytes
+
+
+def _load_once() -> None:
+    """Start the process to fork, where there is none yet.
+
+    It has one OpenMP thread: a fork has one alone of the threads of a pool, and would wait for the others for ever.
+    """
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.set_forkserver_preload(LOADED_ONCE)
+        forkserver.ensure_running()
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
 
 
 def _die_with_the_driver(lifeline: Connection) -> None:
@@ -80,14 +108,15 @@ class _Process:
 
 
 class LocalPool:
-    """`n_workers` spawned processes that share the cores; on GPUs, worker i trains on GPU i modulo their number.
+    """`n_workers` processes that share the cores; on GPUs, worker i trains on GPU i modulo their number.
 
     Raises: StnError, from wait, when workers die again and again before they are ready.
     """
 
     def __init__(self, n_workers: int, kind: type[Worker] = Worker):
         self._kind = kind
-        self._context = multiprocessing.get_context("spawn")
+        self._context: ForkServerContext | SpawnContext
+        self._context = multiprocessing.get_context("forkserver") if _can_fork() else multiprocessing.get_context("spawn")
         self.n_threads = max(1, available_cores() // n_workers)
         self._stillborn = 0
         self._workers = [self._start(index) for index in range(n_workers)]
@@ -95,10 +124,13 @@ class LocalPool:
     def _start(self, index: int) -> _Process:
         ours, theirs = self._context.Pipe()
         lifeline, held = self._context.Pipe()
-        process = self._context.Process(target=work, args=(theirs, lifeline, index, self.n_threads, self._kind), daemon=True)
+        given = (theirs, lifeline, dict(os.environ), index, self.n_threads, self._kind)
+        process = self._context.Process(target=work, args=given, daemon=True)
         resource_tracker.ensure_running()  # it would unblock SIGINT if it were started inside the block below
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a spawned process inherits the mask
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits the mask
         try:
+            if isinstance(self._context, ForkServerContext):
+                _load_once()
             process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -84,6 +83,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
     ]
     if len(chosen) < FEWEST or len(chosen[0].params) < 2 or len({trial.value for trial in chosen}) < 2:
         return {}
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: a second
+
     copy = optuna.create_study(direction=study.direction)
     copy.add_trials([optuna.create_trial(value=trial.value, params=trial.params, distributions=trial.distributions) for trial in chosen])
     with warnings.catch_warnings(action="ignore"):
