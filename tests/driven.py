@@ -23,7 +23,7 @@ T = TypeVar("T")
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 KEYS = {
     "name": "s",
-    "train": {"device": "cpu", "epochs": 20},
+    "train": {"device": "cpu", "epochs": 14},
     "search": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "batch_size": [32, 64]},
     "datasets": "digits",
     "pruner": "none",
