@@ -4,7 +4,7 @@ Shapes: N images, C channels, H W image size, K classes.
 """
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,10 +23,14 @@ MIN_IMAGES_UNSPLIT = 5  # of a class where a test split is to be cut: 20 % of 5 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, C, H, W), contiguous, 0..255, and their labels int64 (N,), 0..K-1."""
+    """Images uint8 (N, C, H, W), contiguous, 0..255, and their labels int64 (N,), 0..K-1.
+
+    draws: how often each source image is in it, distorted in another way each time: image i shows source i mod N / draws.
+    """
 
     images: Tensor
     labels: Tensor
+    draws: int = field(default=1, kw_only=True)
 
     def __len__(self) -> int:
         """N."""
@@ -34,7 +38,7 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """Return the split on `device`."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def draw(self, epoch: int) -> "Split":
         """Return what an epoch trains on: the same each time, but for a split that is distorted."""
@@ -77,7 +81,7 @@ def distorted(splits: "Splits", kind: str, draws: int, seed: int) -> "Splits":
     """Return splits distorted: train anew each epoch; val and test once for all, each image `draws` times, whatever the seed."""
 
     def fixed(split: Split, name: str) -> Split:
-        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws))
+        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws), draws=draws)
 
     train = Distorted.of(splits.train, kind, seed)
     return replace(splits, train=train, val=fixed(splits.val, "val"), test=fixed(splits.test, "test"))
