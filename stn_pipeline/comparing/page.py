@@ -205,7 +205,7 @@ def _description(answers: Sequence[Answer], question: str) -> str:
         parts += [f"**{answer.title}**"] if len(answers) > 1 else []
         lines = [f"* **{verdict}**" for verdict in answer.verdict_sentences().values()]
         parts.append("\n".join(lines + [f"* {line}" for line in [*answer.notes(), *answer.single_pairs_in_words()]]))
-        parts.append(_markdown(answer.rows()))
+        parts.append(markdown(answer.rows()))
     parts += advice(answers)
     parts += [f"*{question}*"] if question else []
     parts.append(
@@ -215,7 +215,8 @@ def _description(answers: Sequence[Answer], question: str) -> str:
     return "\n\n".join(parts)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, whose first row is its heading, as Markdown."""
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
