@@ -1,6 +1,6 @@
 """Every knob, once: type, default, bounds, unit, help, and the range that a sweep may search.
 
-The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and the README's
+The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and docs/knobs.md's
 knob table all come from these declarations.
 """
 
