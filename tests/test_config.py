@@ -143,9 +143,9 @@ def test_two_configs_load_the_same_data_where_they_agree_in_what_decides_it():
 )
 def test_a_knob_that_the_network_or_the_data_have_no_use_for_means_nothing(knobs):
     used = {name: knobs[name] for name in knobs.keys() & {"transform"}}
-    assert TrainConfig(**knobs).meaning() == TrainConfig(**used).meaning()
+    assert TrainConfig(**knobs).learning_knobs() == TrainConfig(**used).learning_knobs()
     assert (
-        TrainConfig(transform="cpab", cpab_boundary="fixed", cpab_cells=5).meaning()
-        != TrainConfig(transform="cpab", cpab_cells=5).meaning()
+        TrainConfig(transform="cpab", cpab_boundary="fixed", cpab_cells=5).learning_knobs()
+        != TrainConfig(transform="cpab", cpab_cells=5).learning_knobs()
     )
-    assert TrainConfig(distortion="rts", draws=3).meaning() != TrainConfig(distortion="rts").meaning()
+    assert TrainConfig(distortion="rts", draws=3).learning_knobs() != TrainConfig(distortion="rts").learning_knobs()

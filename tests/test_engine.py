@@ -19,7 +19,7 @@ from stn_pipeline.model.layers import Stage
 from stn_pipeline.training import engine as engine_module
 from stn_pipeline.training import fit, score
 from stn_pipeline.training.captured import STEPS_A_REPLAY, CapturedSteps
-from stn_pipeline.training.engine import engage
+from stn_pipeline.training.engine import choose_engine
 from stn_pipeline.training.step import Steps, make_optimizer
 
 MNIST = ((1, 28, 28), 54_000)
@@ -55,7 +55,7 @@ def compiled(monkeypatch):
     monkeypatch.undo()
     try:
         network = build(config(), (1, 8, 8), 10)
-        engage(network, config(compile="on"), 1)
+        choose_engine(network, config(compile="on"), 1)
     except ConfigError as error:
         pytest.skip(str(error))
 
@@ -85,7 +85,7 @@ def pretended(monkeypatch):
 )
 def test_the_engine_is_chosen_by_knobs_and_data_alone(pretended, knobs, data, engine):
     shape, n_images = data
-    assert engage(build(config(**knobs), shape, 10), config(**knobs), n_images) == engine
+    assert choose_engine(build(config(**knobs), shape, 10), config(**knobs), n_images) == engine
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_engine_is_chosen_by_knobs_and_data_alone(pretended, knobs, data, en
 )
 def test_what_cannot_be_on_is_one_line(pretended, knobs, shape, told):
     with pytest.raises(ConfigError, match=told):
-        engage(build(config(), shape, 10), config(compile="on", **knobs), 100)
+        choose_engine(build(config(), shape, 10), config(compile="on", **knobs), 100)
 
 
 def test_without_a_compiler_auto_goes_on_and_says_so_and_on_does_not(monkeypatch):
@@ -107,11 +107,11 @@ def test_without_a_compiler_auto_goes_on_and_says_so_and_on_does_not(monkeypatch
     monkeypatch.setattr(engine_module, "compile_programs", refuse)
     told: list[str] = []
     network = build(config(), (1, 28, 28), 10)
-    assert engage(network, config(epochs=50), 54_000, told.append) == "plain"
+    assert choose_engine(network, config(epochs=50), 54_000, told.append) == "plain"
     slower = "training goes on without compiled kernels, about three times slower: no C++ compiler (g++) is on the path"
     assert told == ["compiling kernels for this processor: a few seconds, once", slower]
     with pytest.raises(ConfigError, match="compile=on: no C"):
-        engage(network, config(compile="on"), 54_000)
+        choose_engine(network, config(compile="on"), 54_000)
 
 
 def run(cfg: TrainConfig, splits: Any, n: int = 200) -> tuple[Network, list[float]]:
@@ -244,4 +244,4 @@ def test_on_a_gpu_steps_are_captured_unless_that_is_off(monkeypatch):
     network = build(config(), (1, 8, 8), 10)
     somewhere = dataclasses.make_dataclass("Parameter", ["device"])(torch.device("cuda"))
     monkeypatch.setattr(network, "parameters", lambda: iter([somewhere]))
-    assert [engage(network, config(compile=how), 100) for how in ("auto", "on", "off")] == ["captured", "captured", "plain"]
+    assert [choose_engine(network, config(compile=how), 100) for how in ("auto", "on", "off")] == ["captured", "captured", "plain"]

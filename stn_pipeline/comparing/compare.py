@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import Answer
@@ -16,8 +17,8 @@ from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import Place, drive, only_driver, place
 from stn_pipeline.questions import WHERE
 from stn_pipeline.tracking import Run
-from stn_pipeline.training.engine import rehearse
-from stn_pipeline.training.fingerprint import fingerprint
+from stn_pipeline.training.engine import Engine, dry_run, with_one_engine
+from stn_pipeline.training.fingerprint import conditions, fingerprint
 
 
 def run(
@@ -83,19 +84,27 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
     """
     cells = []
     known: dict[str, Splits] = {}
+    compiling: dict[tuple[Block, str], dict[str, Any]] = {}
+    engines: dict[tuple[Block, str], Engine] = {}
     for seed in config.seeds:
         known.clear()  # a split for each seed, but never those of two at once
+        is_first = seed == config.seeds[0]
         for block in config.blocks():
-            for arm in config.arms:
-                knobs = config.config(block, arm, seed)
-                device = somewhere.resolve(knobs.device, knobs.precision)
+            asked = {arm: config.config(block, arm, seed) for arm in config.arms}
+            devices = {arm: somewhere.resolve(knobs.device, knobs.precision) for arm, knobs in asked.items()}
+            for knobs in asked.values():
                 if knobs.data not in known:
-                    known[knobs.data] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
-                splits = known[knobs.data]
-                if seed == config.seeds[0]:
-                    rehearse(knobs, splits, device, say)
-                knobs = knobs.model_copy(update={"dataset": splits.dataset})
-                cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
+                    known[knobs.data] = load(knobs, announce=say if is_first else lambda line: None)
+            if is_first:
+                chosen = with_one_engine([(knobs, known[knobs.data], devices[arm]) for arm, knobs in asked.items()], say)
+                compiling |= {(block, arm): {"compile": knobs.compile} for arm, knobs in zip(asked, chosen, strict=True)}
+            for arm, knobs in asked.items():
+                splits, device = known[knobs.data], devices[arm]
+                knobs = knobs.model_copy(update={"dataset": splits.dataset} | compiling[block, arm])
+                if is_first:
+                    engines[block, arm] = dry_run(knobs, splits, device, say)
+                name = fingerprint(knobs, splits, conditions(engines[block, arm], device))
+                cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, name))
     names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}
     if len(names) < len(cells):
         raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them have one name: leave one out, or rename a folder")

@@ -86,7 +86,7 @@ class CompareConfig(Question):
                 raise ValueError(f"claims.{arm}={claim:g}: must be a share above -1 and not 0, as -0.15 for 15 % less")
         seen: dict[str, str] = {}
         for arm in self.arms:
-            twin = seen.setdefault(str([self.config(block, arm, 0).meaning() for block in self.blocks()]), arm)
+            twin = seen.setdefault(str([self.config(block, arm, 0).learning_knobs() for block in self.blocks()]), arm)
             if twin != arm:
                 raise ValueError(f"arms.{arm}: is the same network as arms.{twin}, so nothing could differ: change one of them")
         return self

@@ -91,7 +91,7 @@ def _check_alike(asked: ExistingConfig, found: list[Found]) -> None:
     by_tag = bool(set(asked.by) - TrainConfig.model_fields.keys())
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in found:
-        groups.setdefault((one.config.dataset, one.arm if by_tag else ""), []).append(one.config.meaning())
+        groups.setdefault((one.config.dataset, one.arm if by_tag else ""), []).append(one.config.learning_knobs())
     for knob in TrainConfig.model_fields:
         for (_, arm), meanings in groups.items():
             values = Counter(str(meaning[knob]) for meaning in meanings if knob in meaning)
