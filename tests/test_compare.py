@@ -169,6 +169,7 @@ def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
         CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None
     )
     assert len({cell.fingerprint for cell in cells}) == len(cells) == 18
+    assert {cell.config.compile for cell in cells} == {"off"}  # one engine, whatever each arm would get by itself
     for cell in cells:
         assert cell.fingerprint == fingerprint(
             cell.config, load(cell.config, announce=lambda line: None), conditions("plain", torch.device("cpu"))
