@@ -38,9 +38,13 @@ class Choices(NamedTuple):
     values: tuple[Any, ...]
 
 
-def knob(default: Any, *, help: str, unit: str = "", search: Range | Choices | None = None, **bounds: Any) -> Any:
-    """Declare a knob; `bounds` are pydantic's (gt, ge, lt, le)."""
-    return Field(default, description=help, json_schema_extra={"unit": unit, "search": search}, **bounds)  # type: ignore[dict-item]
+def knob(default: Any, *, help: str, unit: str = "", search: Range | Choices | None = None, absent: Any = None, **bounds: Any) -> Any:
+    """Declare a knob; `bounds` are pydantic's (gt, ge, lt, le).
+
+    absent: what a run from before this knob counts as, where that is not its default: whoever changes a default keeps the first here.
+    """
+    extra: Any = {"unit": unit, "search": search, "absent": absent}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 def _check_dataset(name: Any) -> Any:
@@ -211,6 +215,12 @@ def search_of(field: FieldInfo) -> Range | Choices | None:
     return search
 
 
+def absent_of(field: FieldInfo) -> Any:
+    """Return what a run that does not have a knob counts as."""
+    absent = _extra(field)["absent"]
+    return field.default if absent is None else absent
+
+
 def default_of(field: FieldInfo) -> str:
     """Return the default of a knob as a user would type it, or nothing where it is required."""
     if field.is_required() or isinstance(field.default, dict):
@@ -229,7 +239,7 @@ def choices_of(field: FieldInfo) -> tuple[str, ...]:
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
     extra = field.json_schema_extra
-    return extra if isinstance(extra, dict) else {"unit": "", "search": None}
+    return extra if isinstance(extra, dict) else {"unit": "", "search": None, "absent": None}
 
 
 _RULES = {

@@ -26,7 +26,7 @@ def train(argv: Sequence[str]) -> None:
     from stn_pipeline.data import load
     from stn_pipeline.progress import Progress
     from stn_pipeline.training.device import describe, resolve
-    from stn_pipeline.training.engine import rehearse
+    from stn_pipeline.training.engine import dry_run
 
     resume = None
     if run_id is not None:
@@ -36,7 +36,7 @@ def train(argv: Sequence[str]) -> None:
     device = resolve(config.device, config.precision)
     splits = load(config, device)
     config = config.model_copy(update={"dataset": splits.dataset})
-    engine = rehearse(config, splits, device, announce=print)  # before there is a run
+    engine = dry_run(config, splits, device, announce=print)  # before there is a run
     if resume is not None and resume.digests != splits.digests():
         raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
 
@@ -46,7 +46,7 @@ def train(argv: Sequence[str]) -> None:
         print(f"run {run.id}  {title}  {counts}, on {describe(device)}, {engine}", flush=True)
         with Progress(config.epochs, len(splits.train), resume.state.epoch if resume else 0) as progress:
             last, scores = jobs.train_and_test(config, splits, run, resume=resume, watch=progress.watch, tick=progress.tick)
-        print(f"test {jobs.in_words(scores)}. Best epoch {last.state.best_epoch} of {config.epochs} by validation loss.")
+        print(f"test {jobs.in_words(scores)}. Best epoch {last.state.best_epoch} of {config.epochs} by validation loss{jobs.mixed(last)}.")
         print("see it: mlflow server --no-serve-artifacts, then http://127.0.0.1:5000")
 
 

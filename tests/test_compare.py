@@ -25,7 +25,7 @@ from stn_pipeline.errors import ConfigError, RunError
 from stn_pipeline.jobs import Job, Outcome, places
 from stn_pipeline.jobs.driver import JobError
 from stn_pipeline.tracking import CHILD_OF, Run
-from stn_pipeline.training.fingerprint import fingerprint
+from stn_pipeline.training.fingerprint import conditions, fingerprint
 from tests.fakes import BUG, LOST, FakePool, Killed, News, ends, record
 
 NOTE = "mlflow.note.content"
@@ -169,8 +169,11 @@ def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
         CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None
     )
     assert len({cell.fingerprint for cell in cells}) == len(cells) == 18
+    assert {cell.config.compile for cell in cells} == {"off"}  # one engine, whatever each arm would get by itself
     for cell in cells:
-        assert cell.fingerprint == fingerprint(cell.config, load(cell.config, announce=lambda line: None), torch.device("cpu"))
+        assert cell.fingerprint == fingerprint(
+            cell.config, load(cell.config, announce=lambda line: None), conditions("plain", torch.device("cpu"))
+        )
 
 
 def test_two_folders_of_one_name_are_refused_before_anything_starts(go, tmp_path):

@@ -19,7 +19,7 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load
 from stn_pipeline.model import build
 from stn_pipeline.training import fit
-from stn_pipeline.training.engine import engage
+from stn_pipeline.training.engine import choose_engine
 from tests.conftest import ROOT
 from tests.driven import Sweep, check_whole, mid_trial, refused, standing_still, until, wait_until_gone
 
@@ -220,7 +220,7 @@ def test_mnist_reaches_nodes_that_have_no_data_and_gives_what_this_process_gives
     config = TrainConfig.parse(sweep.keys["train"] | {"dataset": "mnist"})
     splits = load(config)
     network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std)
-    engage(network, config, len(splits.train))
+    choose_engine(network, config, len(splits.train))
     (epoch,) = fit(network, splits.train, splits.val, config)
     assert sweep.trials()[0].value == epoch.record.val_loss
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import answers_of
@@ -18,8 +19,8 @@ from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import Place, drive, only_driver, place
 from stn_pipeline.questions import WHERE
 from stn_pipeline.tracking import Run
-from stn_pipeline.training.engine import rehearse
-from stn_pipeline.training.fingerprint import fingerprint
+from stn_pipeline.training.engine import Engine, dry_run, with_one_engine
+from stn_pipeline.training.fingerprint import conditions, fingerprint
 
 SAME_QUESTION, N_SEEDS = "comparison.question", "comparison.seeds"  # tags of a published answer
 
@@ -110,31 +111,44 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
     """
     cells = []
     known: dict[str, Splits] = {}
-    seeds = config.seeds.values
-    for seed in seeds:
+    compiling: dict[tuple[Block, str], dict[str, Any]] = {}
+    engines: dict[tuple[Block, str], Engine] = {}
+    for seed in config.seeds.values:
         known.clear()  # a split for each seed, but never those of two at once
+        is_first = seed == config.seeds.values[0]
         for block in config.blocks():
-            tested: dict[str, str] = {}
-            for arm in config.arms:
-                knobs = config.config(block, arm, seed)
-                device = somewhere.resolve(knobs.device, knobs.precision)
+            asked = {arm: config.config(block, arm, seed) for arm in config.arms}
+            devices = {arm: somewhere.resolve(knobs.device, knobs.precision) for arm, knobs in asked.items()}
+            for knobs in asked.values():
                 if knobs.data not in known:
-                    known[knobs.data] = load(knobs, announce=say if seed == seeds[0] else lambda line: None)
-                splits = known[knobs.data]
-                if seed == seeds[0]:
-                    rehearse(knobs, splits, device, say)
-                tested.setdefault(splits.digests()["test"], arm)
-                if len(tested) > 1:
-                    raise ConfigError(
-                        f"arms {' and '.join(tested.values())}: their test images differ on {block.dataset}, so nothing can be compared: "
-                        "were the files changed just now? else put what differs under settings:"
-                    )
-                knobs = knobs.model_copy(update={"dataset": splits.dataset})
-                cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
+                    known[knobs.data] = load(knobs, announce=say if is_first else lambda line: None)
+            _check_images(block, {arm: known[knobs.data] for arm, knobs in asked.items()})
+            if is_first:
+                chosen = with_one_engine([(knobs, known[knobs.data], devices[arm]) for arm, knobs in asked.items()], say)
+                compiling |= {(block, arm): {"compile": knobs.compile} for arm, knobs in zip(asked, chosen, strict=True)}
+            for arm, knobs in asked.items():
+                splits, device = known[knobs.data], devices[arm]
+                knobs = knobs.model_copy(update={"dataset": splits.dataset} | compiling[block, arm])
+                if is_first:
+                    engines[block, arm] = dry_run(knobs, splits, device, say)
+                name = fingerprint(knobs, splits, conditions(engines[block, arm], device))
+                cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, name))
     names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}
     if len(names) < len(cells):
         raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them have one name: leave one out, or rename a folder")
     return cells
+
+
+def _check_images(block: Block, splits: dict[str, Splits]) -> None:
+    """Check that all arms of a block are tested on the same images: the file's keys say so, and the pixels must."""
+    tested: dict[str, str] = {}
+    for arm, own in splits.items():
+        tested.setdefault(own.digests()["test"], arm)
+    if len(tested) > 1:
+        raise ConfigError(
+            f"arms {' and '.join(tested.values())}: their test images differ on {block.dataset}, so nothing can be compared: "
+            "were the files changed just now? else put what differs under settings:"
+        )
 
 
 def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[Run, str]:

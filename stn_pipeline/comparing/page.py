@@ -22,7 +22,9 @@ from stn_pipeline.errors import StnError
 from stn_pipeline.tracking import Run, load_checkpoint, metric_by_epoch, read_file
 
 SHOWN_IMAGES = 8
-PROVENANCE = {"device": "device", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"}
+PROVENANCE = {
+    "device": "device", "engine": "engine", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"
+}  # fmt: skip
 CAPTIONS = {
     "forest": "Each arm against the baseline. The thick line is the 95 % interval by t, the thin one by bootstrap; an interval that "
     "holds 0 is no evidence of a difference, and one that ends in an arrow goes on. A cross is a difference that was claimed; a band is "

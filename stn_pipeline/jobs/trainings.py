@@ -74,7 +74,7 @@ class Trainings(Generic[Key]):
             work.run.log_metrics(times(outcome) | {BEST_VAL: outcome.figures["val/loss"]})
             work.run.tag({"state": "COMPLETE"})
             work.run.close("FINISHED")
-            return f"test/loss {outcome.figures['test/loss']:.4f}, test/accuracy {outcome.figures['test/accuracy']:.4f}"
+            return f"test/loss {outcome.figures['test/loss']:.4f}, test/accuracy {outcome.figures['test/accuracy']:.4f}{outcome.reason}"
         work.run.tag({"state": "FAIL"})
         if outcome.kind == "failed":
             work.failed = outcome.reason

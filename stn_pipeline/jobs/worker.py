@@ -10,10 +10,10 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import RawData, Splits, prepare, read
 from stn_pipeline.errors import DivergedError, RunError, UserError
 from stn_pipeline.jobs.driver import Job, Outcome
-from stn_pipeline.jobs.trial import run_trial, train_and_test
+from stn_pipeline.jobs.trial import mixed, run_trial, train_and_test
 from stn_pipeline.tracking import Run, environment, is_away, load_checkpoint, store
 from stn_pipeline.training import Checkpoint, Record
-from stn_pipeline.training.device import describe, resolve
+from stn_pipeline.training.device import resolve
 
 Report = Callable[[Record], bool]  # tells the driver of an epoch; returns whether to go on
 
@@ -66,7 +66,7 @@ class Worker:
         device = resolve(device_name, job.config.precision)
         splits = self._splits(job.config, device, source)
         run = Run(job.run_id)
-        run.tag(self.environment | {"device": describe(device)})
+        run.tag(self.environment)
 
         def watch(record: Record) -> None:
             nonlocal training_s
@@ -87,7 +87,7 @@ class Worker:
             last, figures = run_trial(job.config, splits, run, resume=resume, watch=watch, lean=True), {}
         figures |= {"val/loss": last.state.best_val_loss, "best_epoch": last.state.best_epoch}
         figures["time/overhead_s"] = time.perf_counter() - started - training_s
-        return Outcome("done", figures=figures)
+        return Outcome("done", mixed(last), figures)
 
     def _splits(self, config: TrainConfig, device: torch.device, source: Callable[[TrainConfig], RawData]) -> Splits:
         key = (config.data, device)

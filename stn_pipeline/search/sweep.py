@@ -15,7 +15,7 @@ from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
-from stn_pipeline.training.engine import rehearse
+from stn_pipeline.training.engine import dry_run
 
 TOKEN = "study.token"  # tag by which a study finds its own run
 
@@ -104,7 +104,7 @@ def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[st
     config = sweep.config(dataset)
     device = somewhere.resolve(config.device, config.precision)
     splits = load(config, announce=say)
-    rehearse(config, splits, device, say)
+    dry_run(config, splits, device, say)
     return config.model_copy(update={"dataset": splits.dataset}), splits
 
 

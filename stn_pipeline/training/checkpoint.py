@@ -16,13 +16,17 @@ from stn_pipeline.training.fit import State
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The knobs (dataset as it was really used), what the network was built for, the training state, the data's checksums."""
+    """The knobs (dataset as it was really used), what the network was built for, the training state, the data's checksums.
+
+    under: the conditions of all its epochs (training.fingerprint); a checkpoint of an earlier version knows none.
+    """
 
     config: TrainConfig
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     state: State
     digests: dict[str, str] = field(default_factory=dict)
+    under: dict[str, str] = field(default_factory=dict)
 
     def build_best(self) -> Network:
         """Return the network at its best epoch's weights, on the CPU, in evaluation mode."""
@@ -39,6 +43,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "classes": checkpoint.classes,
         "state": vars(checkpoint.state),
         "digests": checkpoint.digests,
+        "under": checkpoint.under,
     }
     torch.save(content, path)
 
@@ -64,6 +69,7 @@ def _load(path: Path) -> Checkpoint | None:
             classes=tuple(content["classes"]),
             state=State(**content["state"]),
             digests=content["digests"],
+            under=content.get("under", {}),
         )
     except (RuntimeError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile, KeyError, TypeError, ConfigError):
         return None

@@ -19,7 +19,7 @@ from stn_pipeline.errors import DivergedError
 from stn_pipeline.model import Network
 from stn_pipeline.training.captured import CapturedSteps
 from stn_pipeline.training.device import arithmetic
-from stn_pipeline.training.engine import engage
+from stn_pipeline.training.engine import Engine, choose_engine
 from stn_pipeline.training.scores import score
 from stn_pipeline.training.step import Steps, make_optimizer
 from stn_pipeline.transforms import warp_shape
@@ -89,6 +89,7 @@ def fit(
     config: TrainConfig,
     state: State | None = None,
     tick: Callable[[int], object] = lambda n_images: None,
+    engine: Engine | None = None,
 ) -> Iterator[Epoch]:
     """Train the network, yielding after each epoch; selection is by validation loss, and no test split comes here.
 
@@ -96,12 +97,13 @@ def fit(
     on from its last state is, on the CPU and with as many threads, the unbroken run bit for bit.
 
     The network lies on the device of the splits, its `mean` and `std` set. `state` is where to go on from; `tick` is
-    told the number of images after each step, or several.
+    told the number of images after each step, or several. `engine` is what choose_engine has made of this network; it is
+    asked here where nobody has.
 
     Raises: DivergedError, at the end of the epoch, with epoch, step and learning rate, when a loss is not finite.
     """
     device = train.images.device
-    engine = engage(network, config, len(train))
+    engine = engine or choose_engine(network, config, len(train))
     if engine == "plain" and device.type == "cpu":  # convolutions with few channels: 1.9x the speed
         network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, config)
