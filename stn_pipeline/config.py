@@ -212,7 +212,7 @@ def search_of(field: FieldInfo) -> Range | Choices | None:
 
 def default_of(field: FieldInfo) -> str:
     """Return the default of a knob as a user would type it, or nothing where it is required."""
-    if field.is_required() or isinstance(field.default, dict):
+    if field.is_required() or field.default is None or isinstance(field.default, dict):
         return ""
     if isinstance(field.default, tuple):
         return ", ".join(map(str, field.default))
