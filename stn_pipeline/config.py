@@ -223,7 +223,7 @@ def absent_of(field: FieldInfo) -> Any:
 
 def default_of(field: FieldInfo) -> str:
     """Return the default of a knob as a user would type it, or nothing where it is required."""
-    if field.is_required() or isinstance(field.default, dict):
+    if field.is_required() or field.default is None or isinstance(field.default, dict):
         return ""
     if isinstance(field.default, tuple):
         return ", ".join(map(str, field.default))

@@ -157,7 +157,7 @@ def _check_alike(asked: ExistingConfig, found: list[Found]) -> None:
 def _training(record: RunRecord) -> TrainConfig | None:
     """Return the knobs of a run that is a whole training, or was meant to be one; None for any other run."""
     tags, params = record.data.tags, record.data.params
-    if tags.get("stage") in ("trial", "sweep", "compare") or "seed" not in params or record.info.status == "RUNNING":
+    if tags.get("stage") in ("trial", "confirm", "sweep", "compare") or "seed" not in params or record.info.status == "RUNNING":
         return None
     values: dict[str, Any] = {name: value for name, value in params.items() if name in TrainConfig.model_fields}
     try:

@@ -10,14 +10,18 @@ from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.tracking import Run, RunRecord
 
 MAX_LOSSES = 2
-BEST_VAL = "best/val/loss"
+VAL = ("val/loss", "val/accuracy")  # of a training, the best over its epochs; kept on its run under best/
+TEST = ("test/loss", "test/accuracy")
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass
 class Training:
-    """One training with one seed: in which run; test/loss and more when it is done; how often it was lost; why it failed."""
+    """One training with one seed: in which run; its figures when it is done; how often it was lost; why it failed.
+
+    figures: the best val/loss and val/accuracy over the epochs; of a whole training test/loss and test/accuracy too.
+    """
 
     run: Run
     figures: dict[str, float] | None = None
@@ -41,7 +45,7 @@ class Trainings(Generic[Key]):
         """Take over a run that an earlier driver made, with what came of it."""
         metrics, status = record.data.metrics, record.info.status
         run = Run(record.info.run_id)
-        figures = metrics | {"val/loss": metrics.get(BEST_VAL, nan)} if status == "FINISHED" else None
+        figures = metrics | {name: metrics.get(f"best/{name}", nan) for name in VAL} if status == "FINISHED" else None
         failed = record.data.tags.get("error", "") if status == "FAILED" else ""
         self.by_key[key] = Training(run, figures, failed=failed)
         if status == "RUNNING":  # it may be wanted no more; else it is opened again
@@ -58,23 +62,24 @@ class Trainings(Generic[Key]):
         self.by_key[key].run.reopen()
         return self.by_key[key].run
 
-    def job(self, key: Key, name: str, config: TrainConfig, run: Run) -> Job:
-        """Return the job that trains it in this run."""
+    def job(self, key: Key, name: str, config: TrainConfig, run: Run, whole: bool = True) -> Job:
+        """Return the job that trains it in this run; one that is not `whole` does not read the test split."""
         known = key in self.by_key
         if not known:
             self.by_key[key] = Training(run)
         self.running[name] = key
-        return Job(name, run.id, config, whole=True, resume=run.id if known else "")
+        return Job(name, run.id, config, whole=whole, resume=run.id if known else "")
 
     def ended(self, job: Job, outcome: Outcome) -> str:
         """Close the run of a job that ended; return how, in words."""
         work = self.by_key[self.running.pop(job.key)]
         if outcome.kind == "done":
             work.figures = outcome.figures
-            work.run.log_metrics(times(outcome) | {BEST_VAL: outcome.figures["val/loss"]})
+            work.run.log_metrics(times(outcome) | {f"best/{name}": outcome.figures[name] for name in VAL})
             work.run.tag({"state": "COMPLETE"})
             work.run.close("FINISHED")
-            return f"test/loss {outcome.figures['test/loss']:.4f}, test/accuracy {outcome.figures['test/accuracy']:.4f}{outcome.reason}"
+            told = ", ".join(f"{name} {outcome.figures[name]:.4f}" for name in (TEST if job.whole else VAL))
+            return told + outcome.reason
         work.run.tag({"state": "FAIL"})
         if outcome.kind == "failed":
             work.failed = outcome.reason
@@ -84,6 +89,12 @@ class Trainings(Generic[Key]):
         work.n_lost += outcome.kind == "lost"
         work.run.close("KILLED")
         return f"lost: {outcome.reason.splitlines()[0]}"
+
+    def give_up(self, key: Key, reason: str) -> None:
+        """Close a training that was lost as often as is forgiven, for good: a later driver does not try it again."""
+        self.by_key[key].failed = reason
+        self.by_key[key].run.fail(reason)
+        self.by_key[key].run.close("FAILED")
 
 
 def times(outcome: Outcome) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class Worker:
             figures = {f"test/{name}": float(scores[name]) for name in ("loss", "accuracy")}
         else:
             last, figures = run_trial(job.config, splits, run, resume=resume, watch=watch, lean=True), {}
-        figures |= {"val/loss": last.state.best_val_loss, "best_epoch": last.state.best_epoch}
+        accuracies = [record["val_accuracy"] for record in last.state.history]
+        figures |= {"val/loss": last.state.best_val_loss, "val/accuracy": max(accuracies), "best_epoch": last.state.best_epoch}
         figures["time/overhead_s"] = time.perf_counter() - started - training_s
         return Outcome("done", mixed(last), figures)
 

@@ -3,21 +3,28 @@
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from stn_pipeline import tracking
 from stn_pipeline.config import MACHINE, TrainConfig
 from stn_pipeline.data import Splits, load
-from stn_pipeline.errors import ConfigError, RunError
+from stn_pipeline.errors import ConfigError, RunError, StnError
 from stn_pipeline.jobs import Job, Outcome, Place, drive, only_driver, place
-from stn_pipeline.search.page import publish
+from stn_pipeline.search.answer import every_trial_failed
+from stn_pipeline.search.page import changes, publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
 from stn_pipeline.training.engine import dry_run
+from stn_pipeline.training.fingerprint import conditions
 
 TOKEN = "study.token"  # tag by which a study finds its own run
+
+
+class NoTrialError(StnError, RuntimeError):
+    """Every trial of a study failed: there is nothing to answer with."""
 
 
 class SideBySide:
@@ -51,26 +58,27 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
 
     `say` is told lines for the console; `watch` is given the studies and returns what is called twice a second.
     Raises: UserError before anything is started; JobError where a training breaks in our own code; AwayError where the
-        tracking server stays away.
+        tracking server stays away; NoTrialError at the end where every trial of a study failed.
     """
+    failed: dict[str, str] = {}  # why there is no answer, by the id of a study's run
     with only_driver("sweep", sweep.name) as path, ExitStack() as stack:
         url = f"sqlite:///{path}.db"
         somewhere = stack.enter_context(place(sweep, say))
         checked = [_check(sweep, dataset, somewhere, say) for dataset in sweep.datasets]
-        names = [_study_name(sweep, splits) for _, splits in checked]
+        names = [_study_name(sweep, splits) for _, splits, _ in checked]
         if len(set(names)) < len(names):
             raise ConfigError(f"datasets: two of them are called {max(names, key=names.count)}: rename a folder")
         studies = [
-            Study(url, name, sweep, splits.dataset, _meaning(sweep, config, splits))
-            for name, (config, splits) in zip(names, checked, strict=True)
+            Study(url, name, sweep, splits.dataset, _meaning(sweep, config, splits), under)
+            for name, (config, splits, under) in zip(names, checked, strict=True)
         ]
         searches = []
         with tracking.reachable():
             experiment = tracking.experiment_id()
             umbrella = tracking.adopt_run(f"sweep {sweep.name}", sweep, {}) if len(studies) > 1 else None
-            for study, (_, splits) in zip(studies, checked, strict=True):
+            for study, (_, splits, _) in zip(studies, checked, strict=True):
                 parent, experiment = _parent(study, experiment, umbrella, splits)
-                stack.enter_context(tracking.closing(parent, parent.close))
+                stack.enter_context(tracking.closing(parent, partial(_close, parent, failed)))
                 searches.append(Search(study, parent, experiment, splits.name, say))
         for search in searches:
             search.recover()
@@ -93,19 +101,29 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
         answers = []
         for search in searches:
             answers.append(publish(search))
+            if search.study.best is None:
+                failed[search.parent.id] = f"{search.study.name}: {every_trial_failed(search)}"
+                search.parent.tag({"error": answers[-1]})
+                continue
             say(f"{search.study.name}: {answers[-1]}")
             _register(search, say, alone=len(searches) == 1)
         if umbrella is not None:
             umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
+    if failed:
+        raise NoTrialError("; ".join(failed.values()))
 
 
-def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:
-    """Return the default configuration and the data, both fit to be trained."""
+def _close(parent: Run, failed: dict[str, str], status: str) -> None:
+    parent.close("FAILED" if parent.id in failed else status)
+
+
+def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[str], object]) -> tuple[TrainConfig, Splits, dict[str, str]]:
+    """Return the default configuration and the data, both fit to be trained, and the conditions that they are trained under."""
     config = sweep.config(dataset)
     device = somewhere.resolve(config.device, config.precision)
     splits = load(config, announce=say)
-    dry_run(config, splits, device, say)
-    return config.model_copy(update={"dataset": splits.dataset}), splits
+    engine = dry_run(config, splits, device, say)
+    return config.model_copy(update={"dataset": splits.dataset}), splits, conditions(engine, device)
 
 
 def _study_name(sweep: SweepConfig, splits: Splits) -> str:
@@ -152,8 +170,12 @@ def _opening(search: Search, url: str) -> str:
         study.sweep.time_limit_s
     )
     lines = [f"study {study.name}: {' or '.join(limits)} of {searched}; run {search.parent.id}, trials in {url}"]
+    if (confirm := study.sweep.confirm) is not None:
+        lines.append(f"then the best {confirm.top} and the default again with {confirm.seeds} fresh seeds, whose mean chooses the winner")
     if any(counts.values()):
-        lines.append("going on: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n))
+        told = [*(f"{n} {kind}" for kind, n in counts.items() if n), *search.confirmation_so_far()]
+        lines.append("going on: " + ", ".join(told))
+        lines += changes(study.history[-1], study.under, "going on") if search.n_left else []
     outside = {knob: value for knob, value in study.sweep.default.items() if not study.holds(knob, value)}
     lines += [f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()]
     return "\n".join(lines)
@@ -165,6 +187,9 @@ def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> N
     if not sweep.register_as:
         return
     done = [final for (number, _), final in search.finals.items() if number == search.winner and final.figures]
+    if search.winner is None:
+        say(f"{search.study.name}: nothing is registered: the confirmation is not done, so there is no winner")
+        return
     if not done:
         say(f"{search.study.name}: nothing is registered: no final training of the winner was done")
         return
@@ -174,4 +199,5 @@ def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> N
     name = sweep.register_as if alone else f"{sweep.register_as}-{search.label}"
     version = champion.run.register(name)
     search.parent.tag({"registered": f"{name} version {version}", "registered.run": champion.run.id})
-    say(f"{search.study.name}: run {champion.run.id} is models:/{name}@{tracking.CHAMPION}, version {version}")
+    what = ", with the default configuration," if search.winner == 0 else ""
+    say(f"{search.study.name}: run {champion.run.id}{what} is models:/{name}@{tracking.CHAMPION}, version {version}")

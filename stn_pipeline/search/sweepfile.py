@@ -3,12 +3,12 @@
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
 from stn_pipeline import questions
-from stn_pipeline.config import MACHINE, Choices, DatasetName, Range, TrainConfig, choices_of, knob, search_of
+from stn_pipeline.config import MACHINE, Choices, DatasetName, Knobs, Range, TrainConfig, choices_of, knob, search_of
 from stn_pipeline.errors import ConfigError, did_you_mean
 from stn_pipeline.questions import Question, names
 
@@ -16,7 +16,20 @@ OWN_KEY = {  # knobs that a sweep sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
     "seed": "seed: is the sweep's, final: the number of fresh ones",
 }
+OFF = "off"
 SAME_FOR_ALL = {*MACHINE, "val_fraction"}  # knobs that a search may not vary: values would not compare
+
+
+MOST_FINALS = 100  # so that the confirmation's seeds stay clear of theirs, however many are asked for later
+
+
+class Confirm(Knobs):
+    """How the winner is chosen: the best few trials and the default, trained again on fresh seeds, judged by the mean on validation."""
+
+    noun: ClassVar[str] = "key"
+
+    top: int = knob(5, help="how many of the best configurations are trained again, beside the default", ge=1, le=1000)
+    seeds: int = knob(3, help="fresh seeds for each", ge=1, le=100)
 
 
 class SweepConfig(Question):
@@ -30,11 +43,22 @@ class SweepConfig(Question):
     objective: Literal["val/loss", "val/accuracy"] = knob("val/loss", help="whose best value over the epochs counts")
     direction: Literal["minimize", "maximize"] = knob("minimize", help="minimize, or maximize where the objective is an accuracy")
     trials: int = knob(0, help="trials a study, the default configuration among them; 0 for no such limit", ge=0)
-    time_limit_s: float = knob(0, help="seconds after which no new trial starts, over all calls; 0 for no such limit", unit="s", ge=0)
+    time_limit_s: float = knob(
+        0,
+        help="seconds of trials and confirmation, over all calls, after which no new trial starts; 0 for no such limit",
+        unit="s",
+        ge=0,
+    )
     sampler: Literal["tpe", "gp", "random", "qmc", "grid"] = knob("tpe", help="how the next values are chosen")
     pruner: Literal["hyperband", "median", "none"] = knob("hyperband", help="which trials stop early")
     seed: int = knob(0, help="of the sampler, and of every trial", ge=0, lt=1_000_000)
-    final: int = knob(3, help="fresh seeds to retrain the winner and the default configuration with, on the test split", ge=0, le=100)
+    confirm: Confirm | None = knob(
+        None,
+        help="{top: 5, seeds: 3}: the best 5 and the default, on 3 fresh seeds each, whose mean on validation chooses the winner",
+    )
+    final: int = knob(
+        3, help="fresh seeds to retrain the winner and the default configuration with, on the test split", ge=0, le=MOST_FINALS
+    )
     register_as: str = knob("", help="registered model whose next version, alias champion, the winner becomes; none by default")
 
     @model_validator(mode="before")
@@ -47,6 +71,8 @@ class SweepConfig(Question):
         given["train"] = questions.knobs("train", given.get("train"), OWN_KEY)
         if "search" in given:
             given["search"] = dict(_searched(given["search"], given["train"]))
+        if "confirm" in given:
+            given["confirm"] = _confirm(given["confirm"])
         given.setdefault("direction", "maximize" if given.get("objective") == "val/accuracy" else "minimize")
         return given
 
@@ -68,11 +94,12 @@ class SweepConfig(Question):
     def plain(self) -> dict[str, Any]:
         """Return the keys as a sweep file that asks the same."""
         spaces = {name: space._asdict() if isinstance(space, Range) else list(space.values) for name, space in self.search.items()}
-        return self.model_dump(mode="json") | {"search": spaces}
+        return self.model_dump(mode="json") | {"search": spaces, "confirm": self.confirm.plain() if self.confirm else OFF}
 
     def flat(self) -> dict[str, Any]:
         """Return the keys as params: the knobs under train. and search., everything else plain."""
         plain = {key: value for key, value in dict(self).items() if key not in ("train", "search", "datasets")}
+        plain["confirm"] = f"top {self.confirm.top}, seeds {self.confirm.seeds}" if self.confirm else OFF
         fixed = {f"train.{name}": value for name, value in self.train.items()}
         return plain | fixed | {f"search.{name}": in_words(space) for name, space in self.search.items()}
 
@@ -83,6 +110,17 @@ class SweepConfig(Question):
         """
         seed = self.seed if seed is None else seed
         return TrainConfig.parse(self.train | (params or {}) | {"dataset": dataset, "seed": seed})
+
+    @property
+    def confirm_seeds(self) -> range:
+        """The fresh seeds of the confirmation, none of them a trial's or a final training's."""
+        first = self.seed + MOST_FINALS + 1
+        return range(first, first + (self.confirm.seeds if self.confirm else 0))
+
+    @property
+    def final_seeds(self) -> range:
+        """The fresh seeds of the final trainings."""
+        return range(self.seed + 1, self.seed + 1 + self.final)
 
     @property
     def default(self) -> dict[str, Any]:
@@ -106,6 +144,17 @@ def read(path: str, flags: dict[str, str]) -> SweepConfig:
     Raises: ConfigError, one line that names the place.
     """
     return questions.read(SweepConfig, path, flags, "sweeps/digits.yaml")
+
+
+def _confirm(given: Any) -> Confirm | None:
+    if given in (False, OFF):
+        return None
+    if not isinstance(given, dict):
+        raise ConfigError(f"confirm={given}: must be {{top: 5, seeds: 3}}, or off")
+    try:
+        return Confirm.parse({str(key): value for key, value in given.items()})
+    except ConfigError as error:
+        raise ConfigError(f"confirm: {error}" if str(error).startswith("unknown") else f"confirm.{error}") from error
 
 
 def _searched(given: Any, train: dict[str, Any]) -> Iterator[tuple[str, Range | Choices]]:
