@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs.driver import Job, Outcome
-from stn_pipeline.tracking import Run, RunRecord
+from stn_pipeline.tracking import Run, RunRecord, unless_gone
 
 MAX_LOSSES = 2
 BEST_VAL = "best/val/loss"
@@ -17,11 +17,15 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass
 class Training:
-    """One training with one seed: in which run; test/loss and more when it is done; how often it was lost; why it failed."""
+    """One training with one seed: in which run; test/loss and more when it is done; why it failed.
+
+    n_lost: how often it was lost, in whatever way; n_crashed: of that, how often its process died of itself.
+    """
 
     run: Run
     figures: dict[str, float] | None = None
     n_lost: int = 0
+    n_crashed: int = 0
     failed: str = ""
 
     @property
@@ -52,11 +56,15 @@ class Trainings(Generic[Key]):
         return key not in self.running.values() and not (key in self.by_key and self.by_key[key].is_over)
 
     def again(self, key: Key) -> Run | None:
-        """Return the run to go on in, open, or None where there is none yet."""
+        """Return the run to go on in, open, or None where there is none, yet or any more."""
         if key not in self.by_key:
             return None
-        self.by_key[key].run.reopen()
-        return self.by_key[key].run
+        run = self.by_key[key].run
+        with unless_gone(run.id):
+            run.reopen()
+            return run
+        del self.by_key[key]
+        return None
 
     def job(self, key: Key, name: str, config: TrainConfig, run: Run) -> Job:
         """Return the job that trains it in this run."""
@@ -67,23 +75,32 @@ class Trainings(Generic[Key]):
         return Job(name, run.id, config, whole=True, resume=run.id if known else "")
 
     def ended(self, job: Job, outcome: Outcome) -> str:
-        """Close the run of a job that ended; return how, in words."""
-        work = self.by_key[self.running.pop(job.key)]
+        """Close the run of a job that ended, where it is still there; return how, in words.
+
+        One whose process died by itself each time it was tried, as of a segmentation fault or of all memory taken, has
+        collapsed: that is what came of it, as a divergence is. What was lost with its node, say, is missing.
+        """
+        work, tags = self.by_key[self.running.pop(job.key)], {"state": "FAIL"}
+        work.n_lost += outcome.kind in ("lost", "crashed")
+        work.n_crashed += outcome.kind == "crashed"
         if outcome.kind == "done":
             work.figures = outcome.figures
-            work.run.log_metrics(times(outcome) | {BEST_VAL: outcome.figures["val/loss"]})
-            work.run.tag({"state": "COMPLETE"})
-            work.run.close("FINISHED")
+            with unless_gone(work.run.id):
+                work.run.log_metrics(times(outcome) | {BEST_VAL: outcome.figures["val/loss"]})
+                work.run.tag({"state": "COMPLETE"})
+                work.run.close("FINISHED")
             return f"test/loss {outcome.figures['test/loss']:.4f}, test/accuracy {outcome.figures['test/accuracy']:.4f}"
-        work.run.tag({"state": "FAIL"})
         if outcome.kind == "failed":
             work.failed = outcome.reason
-            work.run.fail(outcome.reason)
-            work.run.close("FAILED")
-            return f"failed: {outcome.reason}"
-        work.n_lost += outcome.kind == "lost"
-        work.run.close("KILLED")
-        return f"lost: {outcome.reason.splitlines()[0]}"
+        elif work.n_crashed >= MAX_LOSSES:
+            work.failed = f"its process died twice: {outcome.reason}"
+            tags |= {"collapsed": "true", "collapsed.why": work.failed}
+        with unless_gone(work.run.id):
+            work.run.tag(tags)
+            if work.failed:
+                work.run.fail(work.failed)
+            work.run.close("FAILED" if work.failed else "KILLED")
+        return f"failed: {work.failed}" if work.failed else f"lost: {outcome.reason.splitlines()[0]}"
 
 
 def times(outcome: Outcome) -> dict[str, Any]:

@@ -31,6 +31,7 @@ MAX_LEFT = 1000
 MEANING = "meaning"  # of a study, as user attribute: what must not change while it goes on
 SPENT = "spent_s"
 TOKEN = "token"
+LOCKED_S = 120  # how long another program may have the study's file locked: a backup, a browser of databases
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class Study:
         self.name, self.sweep, self.dataset = name, sweep, dataset
         self.space = {knob: distribution(knob, space) for knob, space in sweep.search.items()}
         self.optuna = optuna.create_study(
-            storage=url, study_name=name, direction=sweep.direction, load_if_exists=True, pruner=_pruner(sweep), sampler=RandomSampler()
+            storage=f"{url}?timeout={LOCKED_S}",
+            study_name=name,
+            direction=sweep.direction,
+            load_if_exists=True,
+            pruner=_pruner(sweep),
+            sampler=RandomSampler(),
         )
         self._trials: dict[int, Trial] = {}
         self._started: float | None = None  # by the first ask, since the start of the workers is no search

@@ -1,6 +1,6 @@
 """MLflow, and nothing else imports it: where the runs are kept, a server that is away, runs written to and found again."""
 
-from stn_pipeline.tracking.away import in_a_hurry, is_away, watched
+from stn_pipeline.tracking.away import in_a_hurry, is_away, is_unable, watched
 from stn_pipeline.tracking.found import (
     RunRecord,
     check_resumable,
@@ -11,6 +11,8 @@ from stn_pipeline.tracking.found import (
     metric_history,
     read_file,
     search_runs,
+    unless_gone,
+    why_gone,
 )
 from stn_pipeline.tracking.runs import (
     CHAMPION,
@@ -44,6 +46,7 @@ __all__ = [
     "in_a_hurry",
     "is_away",
     "is_on_disk",
+    "is_unable",
     "knock",
     "load_checkpoint",
     "metric_by_epoch",
@@ -55,5 +58,7 @@ __all__ = [
     "settings",
     "settle",
     "store",
+    "unless_gone",
     "watched",
+    "why_gone",
 ]
