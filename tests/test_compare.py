@@ -91,7 +91,7 @@ def go(monkeypatch):
 
     def go(plays: dict[str, Callable[[Job], News]] | None = None, n_workers: int = 1, **keys: object) -> tuple[FakePool, list[str]]:
         pool, said = FakePool((plays or {}) | {"": whole}, n_workers), []
-        monkeypatch.setattr(places, "LocalPool", lambda n, kind: pool)
+        monkeypatch.setattr(places, "LocalPool", lambda n, kind, say: pool)
         config = CompareConfig.parse(KEYS | keys)
         compare.run(config, said.append, lambda sources: lambda: [(source.state, source.n_left) for source in sources], "the command")
         return pool, said

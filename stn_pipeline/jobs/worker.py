@@ -11,7 +11,7 @@ from stn_pipeline.data import RawData, Splits, prepare, read
 from stn_pipeline.errors import DivergedError, RunError, UserError
 from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.jobs.trial import mixed, run_trial, train_and_test
-from stn_pipeline.tracking import Run, environment, is_away, load_checkpoint, store
+from stn_pipeline.tracking import Run, environment, is_away, is_unable, load_checkpoint, store, why_gone
 from stn_pipeline.training import Checkpoint, Record
 from stn_pipeline.training.device import resolve
 
@@ -56,10 +56,15 @@ class Worker:
         except Exception as error:
             if is_away(error):
                 return Outcome("lost", f"MLflow at {store()} did not answer")
+            if why := why_gone(error, job.run_id):
+                return Outcome("failed", why)
             if out_of_memory(error):
                 torch.cuda.empty_cache()
                 return Outcome("failed", f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-            return Outcome("bug", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n{traceback.format_exc()}")
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if isinstance(error, OSError) or is_unable(error):  # a full disk, a locked store: nothing that the training did
+                return Outcome("lost", told)
+            return Outcome("bug", f"{told}\n{traceback.format_exc()}")
 
     def _train(self, job: Job, device_name: str, report: Report, source: Callable[[TrainConfig], RawData]) -> Outcome:
         started, training_s = time.perf_counter(), 0.0

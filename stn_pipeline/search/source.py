@@ -13,7 +13,7 @@ from stn_pipeline.jobs import MAX_LOSSES, Job, Outcome, Training, Trainings, tim
 from stn_pipeline.search.confirm import Confirmed, ranking
 from stn_pipeline.search.study import Asked, Study
 from stn_pipeline.search.sweepfile import short
-from stn_pipeline.tracking import CHILD_OF, Run, create_run, search_runs
+from stn_pipeline.tracking import CHILD_OF, Run, create_run, search_runs, unless_gone
 from stn_pipeline.training import Record
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -210,10 +210,11 @@ class Search:
         trial = self.study.trials[number]
         epochs = max(trial.intermediate_values, default=0)
         so_far = "no epoch" if work.best is None else f"{objective} {work.best:.4f}"
+        metrics: dict[str, float] = {}
         if outcome.kind == "done":
             before = self.study.best
             self.study.end(number, "COMPLETE", work.best)
-            work.run.log_metrics(times(outcome) | {f"best/{objective}": work.best or 0.0})
+            metrics = times(outcome) | {f"best/{objective}": work.best or 0.0}
             better = " (best so far)" if self.study.best != before else ""
             text, state, note = f"{so_far}{better}", "COMPLETE", f"**{so_far}**, the best of {epochs} epochs."
         elif outcome.kind == "stopped":
@@ -222,14 +223,17 @@ class Search:
             state, note = "PRUNED", f"**Pruned** after {epochs} of {job.config.epochs} epochs: {so_far}, behind the others by then."
         elif outcome.kind == "failed":
             self.study.end(number, "FAIL", reason=outcome.reason)
-            work.run.tag({"error": outcome.reason})
             text, state, note = f"failed: {outcome.reason}", "FAIL", f"**Failed.** {outcome.reason}"
         else:
-            self.study.end(number, "FAIL", lost="worker" if outcome.kind == "lost" else "driver", reason=outcome.reason)
-            work.run.tag({"error": outcome.reason})
+            self.study.end(number, "FAIL", lost="driver" if outcome.kind == "interrupted" else "worker", reason=outcome.reason)
             text, state = f"lost after {epochs} epochs: {outcome.reason.splitlines()[0]}", "FAIL"
             note = f"**Lost.** {outcome.reason}"
-        self._close(work.run, state, note)
+        with unless_gone(work.run.id):
+            if metrics:
+                work.run.log_metrics(metrics)
+            if state == "FAIL":
+                work.run.tag({"error": outcome.reason})
+            self._close(work.run, state, note)
         if state == "COMPLETE" and self.study.best is not None:
             self.parent.log_metrics({f"best/{objective}": float(self.study.best.value or 0.0)}, step=number)
         self.say(f"{self.label} t{number:03d} {short(work.asked.params)}: {text}")

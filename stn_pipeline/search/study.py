@@ -32,6 +32,7 @@ MEANING = "meaning"  # of a study, as user attribute: what must not change while
 SPENT = "spent_s"
 UNDER = "under"  # under what the study was trained, in turn: training code, torch, kind of device; and after how many trials
 TOKEN = "token"
+LOCKED_S = 120  # how long another program may have the study's file locked: a backup, a browser of databases
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,12 @@ class Study:
         self.name, self.sweep, self.dataset, self.under = name, sweep, dataset, under or {}
         self.space = {knob: distribution(knob, space) for knob, space in sweep.search.items()}
         self.optuna = optuna.create_study(
-            storage=url, study_name=name, direction=sweep.direction, load_if_exists=True, pruner=_pruner(sweep), sampler=RandomSampler()
+            storage=f"{url}?timeout={LOCKED_S}",
+            study_name=name,
+            direction=sweep.direction,
+            load_if_exists=True,
+            pruner=_pruner(sweep),
+            sampler=RandomSampler(),
         )
         self._trials: dict[int, Trial] = {}
         self._started: float | None = None  # by the first ask, since the start of the workers is no search
@@ -163,10 +169,10 @@ class Study:
         confirm, complete = self.sweep.confirm, self.complete
         if confirm is None or not complete:
             return []
-        found = {str(self.config(self.trials[0].user_attrs["params"]).meaning()): 0}
+        found = {str(self.config(self.trials[0].user_attrs["params"]).learning_knobs()): 0}
         best: list[int] = []
         for number, trial in complete.items():
-            number = found.setdefault(str(self.config(trial.user_attrs["params"]).meaning()), number)
+            number = found.setdefault(str(self.config(trial.user_attrs["params"]).learning_knobs()), number)
             best += [number] * (number not in best)
             if len(best) == confirm.top:
                 break

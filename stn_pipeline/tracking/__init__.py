@@ -1,6 +1,6 @@
 """MLflow, and nothing else imports it: where the runs are kept, a server that is away, runs written to and found again."""
 
-from stn_pipeline.tracking.away import in_a_hurry, is_away, watched
+from stn_pipeline.tracking.away import in_a_hurry, is_away, is_unable, watched
 from stn_pipeline.tracking.found import (
     RunRecord,
     check_resumable,
@@ -12,6 +12,8 @@ from stn_pipeline.tracking.found import (
     metric_history,
     read_file,
     search_runs,
+    unless_gone,
+    why_gone,
 )
 from stn_pipeline.tracking.runs import (
     CHAMPION,
@@ -46,6 +48,7 @@ __all__ = [
     "in_a_hurry",
     "is_away",
     "is_on_disk",
+    "is_unable",
     "knock",
     "load_checkpoint",
     "metric_by_epoch",
@@ -57,5 +60,7 @@ __all__ = [
     "settings",
     "settle",
     "store",
+    "unless_gone",
     "watched",
+    "why_gone",
 ]

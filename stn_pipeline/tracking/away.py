@@ -52,6 +52,11 @@ def is_away(error: BaseException | None) -> bool:
     return isinstance(error, (requests.ConnectionError, requests.Timeout, RetryError, ChunkedEncodingError))
 
 
+def is_unable(error: BaseException) -> bool:
+    """Say whether an error came of a store that could not do what it was asked: it is locked, or full; not of a wrong question."""
+    return isinstance(error, MlflowException) and error.error_code != "INVALID_PARAMETER_VALUE"
+
+
 @contextmanager
 def in_a_hurry() -> Iterator[None]:
     """Do last things with the server inside the block, or leave them where it does not answer at once."""

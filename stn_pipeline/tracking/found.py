@@ -3,7 +3,8 @@
 import os
 import socket
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from stn_pipeline.errors import RunError
-from stn_pipeline.tracking.away import first_line
+from stn_pipeline.tracking.away import first_line, is_away
 from stn_pipeline.tracking.where import knock, store
 from stn_pipeline.training import Checkpoint, checkpoint
 
@@ -92,6 +93,30 @@ def find_run(run_id: str) -> RunRecord:
     if run.info.lifecycle_stage == "deleted":
         raise RunError(f"run {run_id}: it is deleted: restore it with `mlflow runs restore --run-id {run_id}`")
     return run
+
+
+def why_gone(error: BaseException, run_id: str) -> str:
+    """Say so where a run cannot be written to because another hand has deleted it meanwhile; else nothing.
+
+    error: what writing to it raised.
+    """
+    if not isinstance(error, MlflowException) or is_away(error):
+        return ""
+    try:
+        deleted = mlflow.get_run(run_id).info.lifecycle_stage == "deleted"
+    except MlflowException as why:
+        deleted = why.error_code == "RESOURCE_DOES_NOT_EXIST"
+    return f"run {run_id} was deleted meanwhile" if deleted else ""
+
+
+@contextmanager
+def unless_gone(run_id: str) -> Iterator[None]:
+    """Write to a run inside the block, or leave it where another hand has deleted it meanwhile."""
+    try:
+        yield
+    except MlflowException as error:
+        if not why_gone(error, run_id):
+            raise
 
 
 def load_checkpoint(run_id: str) -> Checkpoint:

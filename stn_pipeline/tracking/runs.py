@@ -40,7 +40,7 @@ from stn_pipeline.errors import AwayError, StnError
 from stn_pipeline.interrupts import ignore_signals
 from stn_pipeline.model import Network
 from stn_pipeline.tracking.away import in_a_hurry, is_away
-from stn_pipeline.tracking.found import CHECKPOINTS, search_runs
+from stn_pipeline.tracking.found import CHECKPOINTS, search_runs, why_gone
 from stn_pipeline.tracking.where import experiment_id, reachable, store
 from stn_pipeline.training import Checkpoint, Record, checkpoint
 
@@ -222,6 +222,8 @@ def closing(run: Run, close: Callable[[str], object]) -> Iterator[None]:
         ignore_signals()
         if is_away(error):
             raise error if isinstance(error, AwayError) else AwayError(f"MLflow at {store()} has not answered for long: {GO_ON}") from error
+        if why := why_gone(error, run.id):
+            raise StnError(f"{why}: nothing more can be written to it") from error
         with in_a_hurry():
             if isinstance(error, KeyboardInterrupt):
                 close("KILLED")
