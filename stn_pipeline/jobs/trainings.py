@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs.driver import Job, Outcome
-from stn_pipeline.tracking import Run, RunRecord
+from stn_pipeline.tracking import Run, RunRecord, is_complete, only_trainer
 
 MAX_LOSSES = 2
 BEST_VAL = "best/val/loss"
@@ -38,14 +38,18 @@ class Trainings(Generic[Key]):
         self.running: dict[str, Key] = {}
 
     def adopt(self, key: Key, record: RunRecord) -> None:
-        """Take over a run that an earlier driver made, with what came of it."""
+        """Take over a run that an earlier driver made, with what came of it.
+
+        Raises: RunError where `train --resume` is going on with it.
+        """
         metrics, status = record.data.metrics, record.info.status
         run = Run(record.info.run_id)
-        figures = metrics | {"val/loss": metrics.get(BEST_VAL, nan)} if status == "FINISHED" else None
+        figures = metrics | {"val/loss": metrics.get(BEST_VAL, nan)} if is_complete(record) else None
         failed = record.data.tags.get("error", "") if status == "FAILED" else ""
         self.by_key[key] = Training(run, figures, failed=failed)
         if status == "RUNNING":  # it may be wanted no more; else it is opened again
-            run.close("KILLED")
+            with only_trainer(run.id):  # unless somebody goes on with it by --resume just now
+                run.close("KILLED")
 
     def is_open(self, key: Key) -> bool:
         """Say whether a training is still to be started: it is neither over nor running."""
