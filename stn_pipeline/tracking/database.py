@@ -161,9 +161,9 @@ def _make(path: Path) -> None:
         try:
             aside = folder / path.name
             SqlAlchemyStore(f"sqlite:///{aside}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-            if path.exists():  # with nothing in it
+            if path.exists() and not path.stat().st_size:
                 os.replace(aside, path)
-            else:
+            elif not path.exists():
                 try:
                     os.link(aside, path)  # unlike a rename this never replaces what another program has made meanwhile
                 except FileExistsError:
