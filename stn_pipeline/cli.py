@@ -1,6 +1,6 @@
 """What every command line shares: flags from a set of knobs, one line for an error, and the exit codes.
 
-Exit codes: 0 done, 2 the input is wrong, 1 the work failed, 130 and 143 interrupted by SIGINT and SIGTERM.
+Exit codes: 0 done, 2 the input is wrong, 1 the work failed, 130, 143 and 129 ended by SIGINT, SIGTERM and SIGHUP.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from stn_pipeline import interrupts, streams
 from stn_pipeline.config import Knobs, choices_of, default_of, unit_of
-from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean
-from stn_pipeline.interrupts import ignore_signals
+from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean, printable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,8 +20,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; --help lists the flags")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised so that it ends a run as Ctrl-C does."""
+ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
 
 
 def parse(
@@ -66,31 +65,41 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=44, width=140)
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
-
-
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run an entry point and exit with its code; an error made on purpose is one line on stderr.
 
-    Where `mlflow run` made a run for us that was never started, its page says why.
+    No run is left open, and where `mlflow run` made one for us that was never started, its page says why.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    streams.harden()
+    interrupts.listen()
     try:
         command(sys.argv[1:])
     except StnError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if "MLFLOW_RUN_ID" in os.environ:
-            from stn_pipeline.tracking import disown_run
-
-            disown_run(error)
+        _say(f"error: {error}")
+        _last_words(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except Terminated:
-        ignore_signals()
-        print("terminated", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        ignore_signals()
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        interrupts.ignore_signals()
+        number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
+        _say(ENDED[signal.Signals(number)])
+        _last_words(error)
+        sys.exit(128 + number)
+    except BaseException as error:
+        _last_words(error)
+        raise
     sys.exit(0)
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+def _last_words(error: BaseException) -> None:
+    """Leave no run behind that says what is not so."""
+    if "stn_pipeline.tracking" not in sys.modules and "MLFLOW_RUN_ID" not in os.environ:
+        return
+    from stn_pipeline.tracking import close_opened, disown_run
+
+    close_opened(error)
+    if isinstance(error, StnError):
+        disown_run(error)

@@ -1,6 +1,7 @@
 """Train one network and evaluate it, as one MLflow run: `python -m stn_pipeline.train --transform diffeo`."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from stn_pipeline import cli
 from stn_pipeline.config import TrainConfig
@@ -28,20 +29,21 @@ def train(argv: Sequence[str]) -> None:
     from stn_pipeline.training.device import describe, resolve
     from stn_pipeline.training.engine import dry_run
 
-    resume = None
-    if run_id is not None:
-        tracking.check_resumable(run_id)
-        resume = tracking.load_checkpoint(run_id)
-        config = TrainConfig.parse(resume.config.model_dump() | given)
-    device = resolve(config.device, config.precision)
-    splits = load(config, device)
-    config = config.model_copy(update={"dataset": splits.dataset})
-    engine = dry_run(config, splits, device, announce=print)  # before there is a run
-    if resume is not None and resume.digests != splits.digests():
-        raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
+    with ExitStack() as stack:
+        resume = None
+        if run_id is not None:
+            stack.enter_context(tracking.resuming(run_id))
+            resume = tracking.load_checkpoint(run_id)
+            config = TrainConfig.parse(resume.config.model_dump() | given)
+        device = resolve(config.device, config.precision)
+        splits = load(config, device)
+        config = config.model_copy(update={"dataset": splits.dataset})
+        engine = dry_run(config, splits, device, announce=print)  # before there is a run
+        if resume is not None and resume.digests != splits.digests():
+            raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
 
-    title = jobs.title_of(config, splits)
-    with tracking.open_run(title, config, resume=run_id, device=describe(device)) as run:
+        title = jobs.title_of(config, splits)
+        run = stack.enter_context(tracking.open_run(title, config, resume=run_id, device=describe(device)))
         counts = f"{len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test images"
         print(f"run {run.id}  {title}  {counts}, on {describe(device)}, {engine}", flush=True)
         with Progress(config.epochs, len(splits.train), resume.state.epoch if resume else 0) as progress:

@@ -4,8 +4,8 @@ The libraries are loaded once, in a process whose forks the workers are. On GPUs
 its own: what has touched CUDA cannot be forked.
 
 A worker's death closes its pipe, which is how the driver hears of it; the driver's death closes the worker's lifeline,
-on which the worker ends itself at once. One that stands still is told of, and killed in the end (silence.py). SIGINT is
-blocked in workers: the driver alone hears Ctrl-C.
+on which the worker ends itself at once. One that stands still is told of, and killed in the end (silence.py). SIGINT and
+SIGHUP are blocked in workers: the driver alone hears Ctrl-C, and that the terminal was closed.
 """
 
 import multiprocessing
@@ -169,7 +169,7 @@ class LocalPool:
         process = self._context.Process(target=work, args=given, daemon=True)
         try:
             resource_tracker.ensure_running()  # it would unblock SIGINT if it were started inside the block below
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits the mask
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})  # a new process inherits the mask
             try:
                 if isinstance(self._context, ForkServerContext):
                     _load_once()

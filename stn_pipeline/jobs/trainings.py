@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs.driver import Job, Outcome
-from stn_pipeline.tracking import Run, RunRecord, unless_gone
+from stn_pipeline.tracking import Run, RunRecord, is_complete, only_trainer, unless_gone
 
 MAX_LOSSES = 2
 VAL = ("val/loss", "val/accuracy")  # of a training, the best over its epochs; kept on its run under best/
@@ -43,15 +43,20 @@ class Trainings(Generic[Key]):
         self.by_key: dict[Key, Training] = {}
         self.running: dict[str, Key] = {}
 
-    def adopt(self, key: Key, record: RunRecord) -> None:
-        """Take over a run that an earlier driver made, with what came of it."""
+    def adopt(self, key: Key, record: RunRecord, *, tested: bool = True) -> None:
+        """Take over a run that an earlier driver made, with what came of it; `tested`: whether its job scores the test split.
+
+        Raises: RunError where `train --resume` is going on with it.
+        """
         metrics, status = record.data.metrics, record.info.status
         run = Run(record.info.run_id)
-        figures = metrics | {name: metrics.get(f"best/{name}", nan) for name in VAL} if status == "FINISHED" else None
+        done = is_complete(record, tested=tested)
+        figures = metrics | {name: metrics.get(f"best/{name}", nan) for name in VAL} if done else None
         failed = record.data.tags.get("error", "") if status == "FAILED" else ""
         self.by_key[key] = Training(run, figures, failed=failed)
         if status == "RUNNING":  # it may be wanted no more; else it is opened again
-            run.close("KILLED")
+            with only_trainer(run.id):  # unless somebody goes on with it by --resume just now
+                run.close("KILLED")
 
     def is_open(self, key: Key) -> bool:
         """Say whether a training is still to be started: it is neither over nor running."""

@@ -56,7 +56,7 @@ class Search:
             tags, run, number = child.data.tags, Run(child.info.run_id), int(child.data.tags.get("trial", -1))
             stage = tags.get("stage")
             if stage == "confirm" or stage == "final":
-                self.trainings.adopt(Key(stage, number, int(tags["seed"])), child)
+                self.trainings.adopt(Key(stage, number, int(tags["seed"])), child, tested=stage == "final")
             elif child.info.status == "RUNNING":
                 state = states.get(number, "FAIL")
                 if state == "COMPLETE":
