@@ -7,9 +7,15 @@ means that the work itself failed: exit code 1.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from stn_pipeline.texts import MOST_QUOTED
+from stn_pipeline.texts import printable as printable
+
 
 class StnError(Exception):
-    """Root of all errors that this package raises on purpose."""
+    """Root of all errors that this package raises on purpose; as text it is one line without control characters."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UserError(StnError):
@@ -42,5 +48,5 @@ class DivergedError(StnError, ArithmeticError):
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?` for the nearest known name, or nothing when none is near."""
-    near = get_close_matches(got, list(known), n=1)
+    near = get_close_matches(got[:MOST_QUOTED], list(known), n=1)  # its time grows with the square of the length
     return f"; did you mean {near[0]}?" if near else ""

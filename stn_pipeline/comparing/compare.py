@@ -10,11 +10,10 @@ from stn_pipeline.comparing.comparefile import Block, CompareConfig
 from stn_pipeline.comparing.page import publish, told
 from stn_pipeline.comparing.source import Cell, Comparison
 from stn_pipeline.comparing.trained import single_pairs
-from stn_pipeline.config import short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import Place, drive, only_driver, place
-from stn_pipeline.questions import WHERE
+from stn_pipeline.questions import WHERE, in_keys
 from stn_pipeline.tracking import Run
 from stn_pipeline.training.engine import rehearse
 from stn_pipeline.training.fingerprint import fingerprint
@@ -41,7 +40,8 @@ def run(
         with tracking.closing(parent, parent.close):
             comparison = Comparison(config, cells, parent, experiment, say)
             comparison.recover()
-            say(_opening(comparison))
+            for line in _opening(comparison):
+                say(line)
             if comparison.n_left:
                 pool = somewhere.pool(comparison.n_left)
                 say(str(pool))
@@ -64,7 +64,7 @@ def _publish(comparison: Comparison, command: str) -> None:
     answers, data = [], {}
     for block in dict.fromkeys(cell.block for cell in comparison.cells):
         table = comparison.table(block)
-        title = ", ".join(filter(None, (short_name(block.dataset), block.setting)))
+        title = block.title
         answers.append(Answer(title, table, config.baseline, config.claims, single_pairs(table, config.baseline)))
         data[title] = blocks[block]
     title = f"compare {config.name}"
@@ -96,7 +96,7 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
                     rehearse(knobs, splits, device, say)
                 knobs = knobs.model_copy(update={"dataset": splits.dataset})
                 cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
-    names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}
+    names = {(in_keys(cell.block.title), cell.arm, cell.seed) for cell in cells}
     if len(names) < len(cells):
         raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them have one name: leave one out, or rename a folder")
     return cells
@@ -120,7 +120,7 @@ def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[
     return run, experiment
 
 
-def _opening(comparison: Comparison) -> str:
+def _opening(comparison: Comparison) -> list[str]:
     config = comparison.config
     cells, n_blocks = {cell.fingerprint for cell in comparison.cells}, len(set(cell.block for cell in comparison.cells))
     told = f"compare {config.name}: {', '.join(config.arms)} (baseline {config.baseline}), {len(config.seeds)} seeds"
@@ -131,4 +131,4 @@ def _opening(comparison: Comparison) -> str:
         lines.append(f"going on: {n_own} done before, {len(comparison.reused)} runs of others with the same knobs, seed, data and code")
     if len(config.seeds) == 1:
         lines.append("one seed says nothing about noise: give seeds: 2 or more for an interval")
-    return "\n".join(lines)
+    return lines

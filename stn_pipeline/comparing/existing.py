@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import Answer
 from stn_pipeline.comparing.arms import Trained
-from stn_pipeline.comparing.comparefile import ExistingConfig
+from stn_pipeline.comparing.comparefile import MOST_TITLE, ExistingConfig, check_claims, check_titles
 from stn_pipeline.comparing.page import publish, told
 from stn_pipeline.comparing.trained import single_pairs, trained
 from stn_pipeline.config import TrainConfig, default_of, short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError, StnError, did_you_mean
+from stn_pipeline.questions import check_in_keys
 from stn_pipeline.tracking import RunRecord
 
 PAIRED_BY = ("dataset", "seed")  # data sets are compared one by one, seeds with each other
@@ -33,6 +34,8 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
     """
     found = _found(asked, say)
     baseline = _baseline(asked, [one.arm for one in found])
+    check_claims(asked.claims, dict.fromkeys(one.arm for one in found), baseline)
+    check_in_keys(f"by={', '.join(asked.by)}", dict.fromkeys(one.arm for one in found), MOST_TITLE)
     answers, data = [], {}
     names = Counter(short_name(dataset) for dataset in {one.config.dataset for one in found})
     for dataset in dict.fromkeys(one.config.dataset for one in found):
@@ -51,6 +54,7 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
         data[title] = own[0].config
     if not answers:
         raise RunError(f"runs={asked.runs}: on no data set is there {baseline} and another arm: widen the filter")
+    check_titles([answer.title for answer in answers])
 
     def splits(answer: Answer) -> Splits | None:
         try:

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -20,6 +19,7 @@ from stn_pipeline.comparing.answer import Answer
 from stn_pipeline.comparing.arms import MEASURES
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import StnError
+from stn_pipeline.questions import in_keys
 from stn_pipeline.tracking import Run, load_checkpoint, metric_by_epoch, read_file
 
 SHOWN_IMAGES = 8
@@ -56,7 +56,7 @@ def publish(
         drawn["forest.png"] = overview
     for answer in answers:
         own = {name: content for name, content in _pictures(answer, splits).items() if content is not None}
-        folder = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
+        folder = f"{in_keys(answer.title)}/" if len(answers) > 1 else ""
         drawn |= {f"{folder}{name}.png": content for name, content in own.items()}
         parts.append({"answer": answer, "pictures": {name: _embedded(content) for name, content in own.items()}, "seeds": _by_seed(answer)})
     lines = [line for answer in answers for line in _told(answer, len(answers) > 1)]
@@ -75,9 +75,9 @@ def publish(
     run.log_files({"report.html": report.encode(), "runs.csv": _csv(answers).encode()} | drawn)
     run.log_json("answer.json", {"question": question, "blocks": [answer.plain() for answer in answers]})
     for answer in answers:
-        prefix = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
+        prefix = f"{in_keys(answer.title)}/" if len(answers) > 1 else ""
         differences = {
-            f"{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
+            f"{prefix}{in_keys(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
             for measure in MEASURES
             for contrast in answer.contrasts[measure]
         }
@@ -195,11 +195,6 @@ def _description(answers: Sequence[Answer], question: str) -> str:
         "confusion matrices and warps of each block; every figure in `answer.json`, every run in `runs.csv`."
     )
     return "\n\n".join(parts)
-
-
-def _safe(name: str) -> str:
-    """Return a name that a file and a metric may have."""
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
 
 
 def _embedded(content: bytes) -> dict[str, Any]:

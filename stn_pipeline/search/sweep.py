@@ -74,7 +74,8 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
                 searches.append(Search(study, parent, experiment, splits.name, say))
         for search in searches:
             search.recover()
-            say(_opening(search, url))
+            for line in _opening(search, url):
+                say(line)
         n_left = sum(search.n_left for search in searches)
         if n_left:
             pool = somewhere.pool(n_left if sweep.trials else None)
@@ -145,7 +146,7 @@ def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits)
     return run, experiment
 
 
-def _opening(search: Search, url: str) -> str:
+def _opening(search: Search, url: str) -> list[str]:
     study, counts = search.study, search.counts()
     searched = "; ".join(f"{knob} in {in_words(space)}" for knob, space in study.sweep.search.items())
     limits = [f"{study.sweep.trials} trials"] * bool(study.sweep.trials) + [f"{study.sweep.time_limit_s:g} s"] * bool(
@@ -155,8 +156,9 @@ def _opening(search: Search, url: str) -> str:
     if any(counts.values()):
         lines.append("going on: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n))
     outside = {knob: value for knob, value in study.sweep.default.items() if not study.holds(knob, value)}
-    lines += [f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()]
-    return "\n".join(lines)
+    return lines + [
+        f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()
+    ]
 
 
 def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> None:
