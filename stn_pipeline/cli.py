@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from stn_pipeline.config import Knobs, choices_of, default_of, unit_of
 from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean
 from stn_pipeline.interrupts import ignore_signals
+from stn_pipeline.texts import quoted, say
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,6 +34,11 @@ def parse(
     `options` adds flags that are not knobs, with their help; the one called `positional` is required, and may stand bare.
     Raises: ConfigError for an unknown flag or a missing value.
     """
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:  # bytes that were not UTF-8, which Python hands over as surrogates
+            raise ConfigError(f"{quoted(word)}: is not text in UTF-8: write it anew, or rename what it names") from error
     if positional and argv and not argv[0].startswith("-"):
         argv = [f"--{positional}", *argv]
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=_Help)
@@ -48,7 +54,7 @@ def parse(
     if unknown:
         known = [*knobs.model_fields, *(options or {})]
         near = did_you_mean(unknown[0].lstrip("-").partition("=")[0], known)
-        raise ConfigError(f"unknown flag {unknown[0]}{near}; --help lists the flags")
+        raise ConfigError(f"unknown flag {quoted(unknown[0])}{near}; --help lists the flags")
     if positional and not hasattr(given, positional):
         raise ConfigError(f"{positional}: missing; it is {(options or {})[positional]}")
     return vars(given)
@@ -79,7 +85,7 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         command(sys.argv[1:])
     except StnError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         if "MLFLOW_RUN_ID" in os.environ:
             from stn_pipeline.tracking import disown_run
 

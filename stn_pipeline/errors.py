@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from stn_pipeline.texts import MOST_QUOTED
+from stn_pipeline.texts import masked as masked
 from stn_pipeline.texts import printable as printable
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stn_pipeline import cli
 from stn_pipeline.config import DATASET_HELP, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.texts import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ def gallery(argv: Sequence[str]) -> None:
         raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
     figure = _of_runs(knobs) if knobs.runs else _of_families(knobs)
     Path(knobs.out).write_bytes(figure)
-    print(knobs.out)
+    say(knobs.out)
 
 
 def _of_families(knobs: GalleryConfig) -> bytes:

@@ -1,23 +1,32 @@
 """Text that somebody else wrote (names, paths, file contents), made harmless where it is shown: on a console, in Markdown."""
 
 import re
+import sys
 
 MOST_SHOWN = 2000  # characters of a message
 MOST_QUOTED = 120  # characters of a value inside one
 _MARKDOWN = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;", "@": "&#64;"} | {mark: f"\\{mark}" for mark in "\\`*_[]|~#"})
 
 
+def masked(text: str) -> str:
+    """Return a text without what stands before the @ of an address, nor its secret parameters: users and passwords."""
+    text = re.sub(r"(?<=://)(?:[^\s/:@]*:\S*|[^\s/@]*)@", "***@", text)
+    return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|pwd|token|secret|key)[\w-]*=)[^\s&;'\"]+", r"\1***", text)
+
+
 def printable(text: object, most: int = MOST_SHOWN) -> str:
     r"""Return text as one line of visible characters; what is too long loses its middle.
 
     Control and escape codes, line ends, bidirectional overrides and surrogates (bytes of a command line that are not UTF-8)
-    become escapes, so no name can clear a terminal, or write a line of its own.
+    become escapes, so no name can clear a terminal, or write a line of its own. Passwords are masked.
 
     Example:
         >>> print(printable("a\x1b[2J\nerror: fake \u202e"))
         a\x1b[2J\nerror: fake \u202e
     """
-    shown = "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in str(text))
+    shown = "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in masked(str(text)[: 10 * most])
+    )
     return shown if len(shown) <= most else f"{shown[: most - most // 3]} ... {shown[-(most // 3) :]}"
 
 
@@ -35,3 +44,8 @@ def markdown(text: object) -> str:
     """
     shown = printable(text, 10 * MOST_SHOWN).translate(_MARKDOWN).replace("://", ":&#47;&#47;")
     return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}&#46;", shown)
+
+
+def say(text: object, *, error: bool = False) -> None:
+    """Print a line on the console: what every message that holds a name, a path or a value goes through."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)

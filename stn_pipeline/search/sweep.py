@@ -94,7 +94,8 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
         answers = []
         for search in searches:
             answers.append(publish(search))
-            say(f"{search.study.name}: {answers[-1]}")
+            for line in answers[-1].split("\n"):
+                say(f"{search.study.name}: {line}")
             _register(search, say, alone=len(searches) == 1)
         if umbrella is not None:
             umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
