@@ -24,7 +24,7 @@ class GalleryConfig(Knobs):
     data_dir: str = knob("data", help="folder of the torchvision sets")
     runs: str = knob("", help="ids of training runs, with commas between, to show on the same test images; none: the families of warps")
     images: int = knob(8, help="test images, with runs", ge=1, le=20)
-    image: int = knob(4, help="number of the test image that the families warp", ge=0)
+    image: int = knob(4, help="number of the test image that the families warp", ge=0, le=1_000_000_000)
     seed: int = knob(3, help="of the directions in which the families warp", ge=0, lt=1_000_000_000)
     out: str = knob("gallery.png", help="file for the picture")
 

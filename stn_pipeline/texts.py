@@ -46,6 +46,13 @@ def markdown(text: object) -> str:
     return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}&#46;", shown)
 
 
+def code(text: object) -> str:
+    """Return text as a span of code in Markdown, whatever backticks it holds."""
+    shown = printable(text, 10 * MOST_SHOWN)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence}{shown}{fence}" if len(fence) == 1 else f"{fence} {shown} {fence}"
+
+
 def say(text: object, *, error: bool = False) -> None:
     """Print a line on the console: what every message that holds a name, a path or a value goes through."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from stn_pipeline.comparing.arms import MEASURES, Collapses, Contrast, Measure, SinglePair, Table, collapses, contrasts
 from stn_pipeline.comparing.paired import ALPHA, Paired
+from stn_pipeline.texts import markdown
 
 LOSS = MEASURES[0]
 STATES = {"diverged": "diverged", "failed": "failed", "missing": "is missing"}
@@ -147,7 +148,7 @@ class Answer:
 
     def markdown(self) -> str:
         """Return the table as Markdown."""
-        head, *body = [f"| {' | '.join(row)} |" for row in self.rows()]
+        head, *body = [f"| {' | '.join(map(markdown, row))} |" for row in self.rows()]
         return "\n".join([head, "|" + "---|" * len(self.rows()[0]), *body])
 
     def plain(self) -> dict[str, Any]:

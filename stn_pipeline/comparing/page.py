@@ -20,6 +20,7 @@ from stn_pipeline.comparing.arms import MEASURES
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import StnError
 from stn_pipeline.questions import in_keys
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run, load_checkpoint, metric_by_epoch, read_file
 
 SHOWN_IMAGES = 8
@@ -185,11 +186,11 @@ def _csv(answers: Sequence[Answer]) -> str:
 def _description(answers: Sequence[Answer], question: str) -> str:
     parts = []
     for answer in answers:
-        parts += [f"**{answer.title}**"] if len(answers) > 1 else []
-        lines = [f"* **{' '.join(verdict)}**" for verdict in answer.verdicts().values()]
-        parts.append("\n".join(lines + [f"* {line}" for line in [*answer.beside(), *answer.single_pairs_in_words()]]))
+        parts += [f"**{markdown(answer.title)}**"] if len(answers) > 1 else []
+        lines = [f"* **{markdown(' '.join(verdict))}**" for verdict in answer.verdicts().values()]
+        parts.append("\n".join(lines + [f"* {markdown(line)}" for line in [*answer.beside(), *answer.single_pairs_in_words()]]))
         parts.append(answer.markdown())
-    parts += [f"*{question}*"] if question else []
+    parts += [f"*{markdown(question)}*"] if question else []
     parts.append(
         "Under Artifacts: `report.html` (everything in one file, to download and to send on), `forest.png`, the loss curves, seeds, "
         "confusion matrices and warps of each block; every figure in `answer.json`, every run in `runs.csv`."

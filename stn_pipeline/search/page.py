@@ -13,6 +13,7 @@ from stn_pipeline.comparing import NATS, POINTS, Paired, in_words, paired
 from stn_pipeline.search.pictures import pictures
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.sweepfile import in_words as space_in_words
+from stn_pipeline.texts import code, markdown
 
 BEST_SHOWN = 5
 UNITS = {"test/loss": (NATS, True), "test/accuracy": (POINTS, False)}
@@ -106,12 +107,12 @@ def _description(search: Search, answer: list[str]) -> str:
     counts, (saved, asked) = search.counts(), epochs_saved(search)
     told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     searched = "; ".join(f"`{knob}` in {space_in_words(space)}" for knob, space in sweep.search.items())
-    parts = [f"**{' '.join(answer)}**", f"*{sweep.question}*" if sweep.question else ""]
+    parts = [f"**{markdown(' '.join(answer))}**", f"*{markdown(sweep.question)}*" if sweep.question else ""]
     if study.best is not None:
         params = study.best.user_attrs["params"]
         flags = " ".join(f"--{knob} {_exact(value)}" for knob, value in (sweep.train | params).items())
         command = f"python -m stn_pipeline.train --dataset {_exact(study.dataset)} {flags}"
-        parts.append(f"Best knobs (`best.yaml`): `{command}`")
+        parts.append(f"Best knobs (`best.yaml`): {code(command)}")
         parts.append(_best_table(search))
     share = f"; pruning saved {saved} of {asked} epochs" if saved else ""
     parts.append(

@@ -11,6 +11,7 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs import Job, Outcome, Training, Trainings, times
 from stn_pipeline.search.study import Asked, Study
 from stn_pipeline.search.sweepfile import short
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import CHILD_OF, Run, create_run, search_runs
 from stn_pipeline.training import Record
 
@@ -153,12 +154,12 @@ class Search:
         elif outcome.kind == "failed":
             self.study.end(number, "FAIL", reason=outcome.reason)
             work.run.tag({"error": outcome.reason})
-            text, state, note = f"failed: {outcome.reason}", "FAIL", f"**Failed.** {outcome.reason}"
+            text, state, note = f"failed: {outcome.reason}", "FAIL", f"**Failed.** {markdown(outcome.reason)}"
         else:
             self.study.end(number, "FAIL", lost="worker" if outcome.kind == "lost" else "driver", reason=outcome.reason)
             work.run.tag({"error": outcome.reason})
             text, state = f"lost after {epochs} epochs: {outcome.reason.splitlines()[0]}", "FAIL"
-            note = f"**Lost.** {outcome.reason}"
+            note = f"**Lost.** {markdown(outcome.reason)}"
         self._close(work.run, state, note)
         if state == "COMPLETE" and self.study.best is not None:
             self.parent.log_metrics({f"best/{objective}": float(self.study.best.value or 0.0)}, step=number)

@@ -13,6 +13,7 @@ from stn_pipeline.search.page import publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
 from stn_pipeline.training.engine import rehearse
@@ -98,7 +99,12 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
                 say(f"{search.study.name}: {line}")
             _register(search, say, alone=len(searches) == 1)
         if umbrella is not None:
-            umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
+            umbrella.describe(
+                "\n\n".join(
+                    f"**{markdown(s.study.name)}** (run `{s.parent.id}`): {markdown(' '.join(a.splitlines()))}"
+                    for s, a in zip(searches, answers, strict=True)
+                )
+            )
 
 
 def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:

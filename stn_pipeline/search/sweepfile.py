@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
 
 from stn_pipeline import questions
-from stn_pipeline.config import MACHINE, Choices, DatasetName, Range, TrainConfig, choices_of, knob, search_of
+from stn_pipeline.config import MACHINE, Choices, DatasetName, Range, TrainConfig, choices_of, knob, search_of, short_name
 from stn_pipeline.errors import ConfigError, did_you_mean
 from stn_pipeline.questions import Question, names
 from stn_pipeline.texts import quoted
@@ -62,6 +62,8 @@ class SweepConfig(Question):
             raise ValueError("trials: missing, and so is time_limit_s: give at least one of them")
         if len(set(self.datasets)) < len(self.datasets) or not self.datasets:
             raise ValueError(f"datasets={', '.join(self.datasets)}: must be at least one, each named once")
+        for dataset in self.datasets if self.register_as and len(self.datasets) > 1 else ():
+            _check_model_name(f"{self.register_as}-{short_name(dataset)}")  # a model for each
         if not self.search:
             raise ValueError("search: is empty: name a knob to tune, such as lr")
         for name, space in self.search.items():

@@ -39,6 +39,7 @@ from stn_pipeline.data import Splits
 from stn_pipeline.errors import AwayError, StnError
 from stn_pipeline.interrupts import ignore_signals
 from stn_pipeline.model import Network
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking.away import in_a_hurry, is_away
 from stn_pipeline.tracking.found import CHECKPOINTS, search_runs
 from stn_pipeline.tracking.where import experiment_id, reachable, store
@@ -165,7 +166,7 @@ class Run:
     def fail(self, reason: str) -> None:
         """Say on the run's page why it failed."""
         self.tag({"error": reason})
-        self.describe(f"**Failed.** {reason}")
+        self.describe(f"**Failed.** {markdown(reason)}")
 
     def reopen(self) -> None:
         """Say that the run goes on; why it failed before is no longer told."""
@@ -294,4 +295,4 @@ def disown_run(error: StnError) -> None:
         with in_a_hurry(), suppress(MlflowException):  # the store may be what is wrong
             run = Run(run_id)
             run.tag({"error": str(error)})
-            run.describe(f"**Nothing was started.** {error}")
+            run.describe(f"**Nothing was started.** {markdown(error)}")
