@@ -85,7 +85,8 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         command(sys.argv[1:])
     except StnError as error:
-        say(f"error: {error}", error=True)
+        for line in f"error: {error}".split("\n"):  # one; of a fault of our own, its traceback
+            say(line, error=True)
         if "MLFLOW_RUN_ID" in os.environ:
             from stn_pipeline.tracking import disown_run
 

@@ -100,7 +100,7 @@ def test_blocks_that_would_share_their_metrics_are_refused():
         {"datasets": ["folder:/x/a b", "folder:/y/a_b"]},
         {"datasets": ["folder:/x/a", "folder:/y/a"]},
     ):
-        assert re.search("are both|are called", told(lambda keys=keys: CompareConfig.parse(RIGHT | keys)))
+        assert re.search("are both|have one name", told(lambda keys=keys: CompareConfig.parse(RIGHT | keys)))
     long = "s" * MOST_NAME
     assert "at most" in told(
         lambda: CompareConfig.parse(RIGHT | {"datasets": [f"folder:/x/{'d' * MOST_TITLE}", "digits"], "settings": {long: {}}})

@@ -149,7 +149,8 @@ def check_titles(titles: Sequence[str]) -> None:
     Raises: ConfigError.
     """
     if len(set(titles)) < len(titles):
-        raise ConfigError(f"datasets: two of them are called {max(titles, key=titles.count)}: leave one out, or rename a folder")
+        name = max(titles, key=titles.count)
+        raise ConfigError(f"datasets: two of them have one name: leave one out, or rename a folder, got {quoted(name)} twice")
     if len(titles) > 1:
         questions.check_in_keys("datasets and settings", titles, MOST_TITLE)
 
