@@ -23,8 +23,8 @@ class BenchPoolsConfig(Knobs):
     """One table of overheads."""
 
     workers: Annotated[tuple[int, ...], BeforeValidator(names)] = knob((1, 2, 4, 8), help="numbers of workers, each in turn")
-    trials: int = knob(5, help="timed trials for each worker", ge=1)
-    repeats: int = knob(3, help="times that all is done", ge=1)
+    trials: int = knob(5, help="timed trials for each worker", ge=1, le=10_000)
+    repeats: int = knob(3, help="times that all is done", ge=1, le=10_000)
     ray: str = knob("", help="Ray cluster to time too: auto, or HOST:PORT; it needs a core for each worker")
     out: str = knob("", help="file for the figures as JSON, with the picture beside it as .png; none by default")
 

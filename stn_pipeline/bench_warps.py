@@ -23,11 +23,11 @@ REFERENCE_STEPS = 1000
 class BenchWarpsConfig(Knobs):
     """One table of costs."""
 
-    batch_size: int = knob(64, help="images a batch", unit="images", ge=1)
+    batch_size: int = knob(64, help="images a batch", unit="images", ge=1, le=1_000_000)
     image_size: int = knob(28, help="side of the images", unit="px", ge=2, le=1024)
-    threads: int = knob(1, help="threads of all", ge=1)
-    repeats: int = knob(20, help="batches of each, in turn, after two that are not counted", ge=1)
-    furthest: float = knob(8.0, help="how far CPAB's furthest point moves where errors are told", unit="px", gt=0)
+    threads: int = knob(1, help="threads of all", ge=1, le=1024)
+    repeats: int = knob(20, help="batches of each, in turn, after two that are not counted", ge=1, le=1_000_000)
+    furthest: float = knob(8.0, help="how far CPAB's furthest point moves where errors are told", unit="px", gt=0, le=1024)
     device: DeviceName = knob("auto", help=DEVICE_HELP)
     out: str = knob("", help="file for the figures as JSON; none by default")
 

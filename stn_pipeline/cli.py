@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from stn_pipeline import interrupts, streams
 from stn_pipeline.config import Knobs, choices_of, default_of, unit_of
-from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean, printable
+from stn_pipeline.errors import ConfigError, StnError, UserError, did_you_mean
+from stn_pipeline.texts import quoted, say
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,6 +33,11 @@ def parse(
     `options` adds flags that are not knobs, with their help; the one called `positional` is required, and may stand bare.
     Raises: ConfigError for an unknown flag or a missing value.
     """
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:  # bytes that were not UTF-8, which Python hands over as surrogates
+            raise ConfigError(f"{quoted(word)}: is not text in UTF-8: write it anew, or rename what it names") from error
     if positional and argv and not argv[0].startswith("-"):
         argv = [f"--{positional}", *argv]
     parser = _Parser(description=description, allow_abbrev=False, formatter_class=_Help)
@@ -47,7 +53,7 @@ def parse(
     if unknown:
         known = [*knobs.model_fields, *(options or {})]
         near = did_you_mean(unknown[0].lstrip("-").partition("=")[0], known)
-        raise ConfigError(f"unknown flag {unknown[0]}{near}; --help lists the flags")
+        raise ConfigError(f"unknown flag {quoted(unknown[0])}{near}; --help lists the flags")
     if positional and not hasattr(given, positional):
         raise ConfigError(f"{positional}: missing; it is {(options or {})[positional]}")
     return vars(given)
@@ -75,23 +81,20 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         command(sys.argv[1:])
     except StnError as error:
-        _say(f"error: {error}")
+        for line in f"error: {error}".split("\n"):  # one; of a fault of our own, its traceback
+            say(line, error=True)
         _last_words(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt as error:
         interrupts.ignore_signals()
         number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
-        _say(ENDED[signal.Signals(number)])
+        say(ENDED[signal.Signals(number)], error=True)
         _last_words(error)
         sys.exit(128 + number)
     except BaseException as error:
         _last_words(error)
         raise
     sys.exit(0)
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
 
 
 def _last_words(error: BaseException) -> None:

@@ -7,6 +7,7 @@ from stn_pipeline import cli
 from stn_pipeline.comparing import comparefile
 from stn_pipeline.comparing.comparefile import CompareConfig, ExistingConfig
 from stn_pipeline.questions import from_flags
+from stn_pipeline.texts import say
 
 CONFIG_HELP = "the comparison file, such as sweeps/report.yaml; each of its keys may be given as a flag instead"
 EXISTING = "Compare runs that exist already, arm by arm over their seeds."
@@ -20,7 +21,7 @@ def compare(argv: Sequence[str]) -> None:
         asked = ExistingConfig.parse(from_flags(ExistingConfig, given) | {"by": given.get("by", "")} if "by" in given else given)
         from stn_pipeline.comparing.existing import compare_existing
 
-        compare_existing(asked, print, command)
+        compare_existing(asked, say, command)
     else:
         options = {"config": CONFIG_HELP, "runs": f"instead of a file: {ExistingConfig.model_fields['runs'].description}"}
         given = cli.parse(CompareConfig, argv, "Compare arms over paired seeds.", options, positional="config")

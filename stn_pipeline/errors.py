@@ -4,13 +4,17 @@ A `UserError` means that the input is wrong: the entry points print it and exit 
 means that the work itself failed: exit code 1.
 """
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from stn_pipeline.texts import MOST_QUOTED, printable
+
 
 class StnError(Exception):
-    """Root of all errors that this package raises on purpose."""
+    """Root of all errors that this package raises on purpose; as text it is one line without control characters."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UserError(StnError):
@@ -47,16 +51,5 @@ class DivergedError(StnError, ArithmeticError):
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?` for the nearest known name, or nothing when none is near."""
-    near = get_close_matches(got, list(known), n=1)
+    near = get_close_matches(got[:MOST_QUOTED], list(known), n=1)  # its time grows with the square of the length
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def masked(text: str) -> str:
-    """Return a text without what stands before the @ of an address, nor its secret parameters: users and passwords."""
-    text = re.sub(r"(?<=://)(?:[^\s/:@]*:\S*|[^\s/@]*)@", "***@", text)
-    return re.sub(r"(?i)([?&;][\w-]*(?:password|passwd|pwd|token|secret|key)[\w-]*=)[^\s&;'\"]+", r"\1***", text)
-
-
-def printable(text: str) -> str:
-    r"""Return a text as one line that a terminal only shows: control characters, newlines too, as \x escapes, passwords masked."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in masked(text))

@@ -1,11 +1,11 @@
 """Score a run's network again, on its own or another data set: `python -m stn_pipeline.evaluate --run_id ...`."""
 
-import sys
 from collections.abc import Sequence
 
 from stn_pipeline import cli
 from stn_pipeline.config import EvalConfig, TrainConfig
 from stn_pipeline.errors import DataError
+from stn_pipeline.texts import say
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def evaluate(argv: Sequence[str]) -> None:
         )
     if splits.classes != checkpoint.classes:
         renamed = next(pair for pair in zip(splits.classes, checkpoint.classes, strict=True) if pair[0] != pair[1])
-        print(f"warning: a class is called {renamed[0]} here and was {renamed[1]} in training", file=sys.stderr)
+        say(f"warning: a class is called {renamed[0]} here and was {renamed[1]} in training", error=True)
 
     title = f"eval {jobs.title_of(config, splits)}, {knobs.split}"
     used = knobs.model_copy(update={"dataset": splits.dataset, "data_dir": config.data_dir})
@@ -44,7 +44,7 @@ def evaluate(argv: Sequence[str]) -> None:
             jobs.log_robustness(run, network, getattr(upright, knobs.split), knobs.robustness, title)
         scores = jobs.evaluate_run(run, network, split, splits.classes, name=knobs.split, title=title)
         run.describe(jobs.headline(title, scores, f"Scored the best epoch of run `{knobs.run_id}`", knobs.split))
-        print(f"run {run.id}  {title}: {jobs.in_words(scores)}")
+        say(f"run {run.id}  {title}: {jobs.in_words(scores)}")
 
 
 def _data_config(trained: TrainConfig, image_shape: tuple[int, int, int], knobs: EvalConfig) -> TrainConfig:

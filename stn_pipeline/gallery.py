@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stn_pipeline import cli
 from stn_pipeline.config import DATASET_HELP, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.texts import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ class GalleryConfig(Knobs):
     data_dir: str = knob("data", help="folder of the torchvision sets")
     runs: str = knob("", help="ids of training runs, with commas between, to show on the same test images; none: the families of warps")
     images: int = knob(8, help="test images, with runs", ge=1, le=20)
-    image: int = knob(4, help="number of the test image that the families warp", ge=0)
+    image: int = knob(4, help="number of the test image that the families warp", ge=0, le=1_000_000_000)
     seed: int = knob(3, help="of the directions in which the families warp", ge=0, lt=1_000_000_000)
     out: str = knob("gallery.png", help="file for the picture")
 
@@ -48,7 +49,7 @@ def gallery(argv: Sequence[str]) -> None:
         raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
     figure = _of_runs(knobs) if knobs.runs else _of_families(knobs)
     Path(knobs.out).write_bytes(figure)
-    print(knobs.out)
+    say(knobs.out)
 
 
 def _of_families(knobs: GalleryConfig) -> bytes:

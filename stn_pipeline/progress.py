@@ -8,6 +8,7 @@ from typing import Protocol, Self
 from tqdm import tqdm
 
 from stn_pipeline.interrupts import check
+from stn_pipeline.texts import printable
 from stn_pipeline.training import Record
 
 
@@ -83,6 +84,7 @@ class JobsProgress:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar where there is one."""
+        line = printable(line)
         if self.bar is not None and not self.bar.disable:
             self.bar.write(line)
         else:

@@ -17,13 +17,14 @@ import torch
 from stn_pipeline import compare as entry
 from stn_pipeline import tracking
 from stn_pipeline.comparing import compare, existing
-from stn_pipeline.comparing.verdicts import holm
 from stn_pipeline.comparing.comparefile import CompareConfig, ExistingConfig
+from stn_pipeline.comparing.verdicts import holm
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load
 from stn_pipeline.errors import ConfigError, RunError
 from stn_pipeline.jobs import Job, Outcome, places
 from stn_pipeline.jobs.driver import JobError
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import CHILD_OF, Run
 from stn_pipeline.training.fingerprint import conditions, fingerprint
 from tests.fakes import BUG, LOST, FakePool, Killed, News, ends, record
@@ -151,7 +152,7 @@ def test_more_seeds_another_name_and_another_arm_train_only_what_is_new(go):
     go(name=fresh(), seeds=[20, 21])
     more, said = go(name=fresh(), seeds=[20, 21, 22], arms=KEYS["arms"] | {"tiny": {"lr": 1e-4}})
     assert keys_of(more) == ["tiny s20", "tiny s21", "base s22", "low s22", "high s22", "tiny s22"]
-    assert "6 runs of others" in said[0]
+    assert "6 runs of others" in said[1]
 
 
 def test_a_run_of_other_knobs_pixels_or_code_is_not_used_again(go, monkeypatch):
@@ -227,7 +228,7 @@ def test_a_killed_driver_leaves_a_comparison_that_goes_on(go):
     assert len(done) == 4
     pool, said = go(name=name, seeds=[60, 61])
     assert keys_of(pool) == ["low s61", "high s61"] and pool.jobs[0].run_id == left.info.run_id == pool.jobs[0].resume
-    assert "4 done before" in said[0]
+    assert "4 done before" in said[1]
     children = children_of(name)
     assert len(children) == 6 and {child.info.status for child in children} == {"FINISHED"}
     assert all({child.info.run_id: child.data.metrics for child in children}[run_id] == metrics for run_id, metrics in done.items())
@@ -338,7 +339,7 @@ def test_the_page_says_the_answer_first_and_the_report_stands_alone(go, pictures
     _, said = go(name=name, arms=arms, seeds=6, question="Is <i>low</i> better?", claims={"<b>low</b> & co": -0.2})
     note = parent_of(name).data.tags[NOTE]
     sentence = next(line for line in said if "test loss by" in line)
-    assert note.startswith(f"* **{sentence} <b>low</b> & co ") and "| arm | n |" in note
+    assert note.startswith(f"* **{markdown(sentence)} &lt;b&gt;low&lt;/b&gt; &amp; co ") and "| arm | n |" in note
     report = artifact(name, "report.html")
     assert "<b>low</b>" not in report and "&lt;b&gt;low&lt;/b&gt; &amp; co" in report and "<i>low" not in report
     assert not re.search(r"(src|href)=.(?!data:image/png;base64,)", report) and "<script" not in report and "@import" not in report

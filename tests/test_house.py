@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (  # from the ground up; names on one floor may import each other
-    {"errors", "config", "interrupts", "locks", "streams", "questions", "compiler"},
+    {"texts", "errors", "paths", "yamlfile", "config", "interrupts", "locks", "streams", "questions", "compiler"},
     {"transforms"},
     {"data"},
     {"model"},

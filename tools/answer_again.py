@@ -16,7 +16,7 @@ import yaml
 from stn_pipeline.comparing.answer import Answer, answers_of
 from stn_pipeline.comparing.arms import SinglePair, Table, Trained
 from stn_pipeline.comparing.measures import MEASURES, measures_of
-from stn_pipeline.comparing.page import advice, markdown
+from stn_pipeline.comparing.page import advice, markdown_table
 from stn_pipeline.comparing.verdicts import Rules
 
 
@@ -55,7 +55,11 @@ def page(question: str, answers: Sequence[Answer], made: str, file: str) -> str:
     """Return the Markdown page: the sentences first, then a table a block, then what is to be known beside them."""
     parts = [f"# {question}", "\n".join(f"* **{line}**" for one in answers for line in one.verdict_sentences().values())]
     for one in answers:
-        parts += [f"## {one.title}", markdown(one.rows()), "\n".join(f"* {line}" for line in [*one.notes(), *one.single_pairs_in_words()])]
+        parts += [
+            f"## {one.title}",
+            markdown_table(one.rows()),
+            "\n".join(f"* {line}" for line in [*one.notes(), *one.single_pairs_in_words()]),
+        ]
     return "\n\n".join([*parts, *advice(answers), f"{made} Figures: `{file}`."]) + "\n"
 
 

@@ -11,13 +11,12 @@ from stn_pipeline.comparing.answer import answers_of
 from stn_pipeline.comparing.comparefile import Block, CompareConfig
 from stn_pipeline.comparing.measures import measures_of
 from stn_pipeline.comparing.page import publish, told
-from stn_pipeline.comparing.source import Cell, Comparison, title_of
+from stn_pipeline.comparing.source import Cell, Comparison
 from stn_pipeline.comparing.trained import differences, single_pairs, where
-from stn_pipeline.config import short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import Place, drive, only_driver, place
-from stn_pipeline.questions import WHERE
+from stn_pipeline.questions import WHERE, in_keys
 from stn_pipeline.tracking import Run
 from stn_pipeline.training.engine import Engine, dry_run, with_one_engine
 from stn_pipeline.training.fingerprint import conditions, fingerprint
@@ -46,7 +45,8 @@ def run(
         with tracking.closing(parent, parent.close):
             comparison = Comparison(config, cells, parent, experiment, say)
             comparison.recover()
-            say(_opening(comparison))
+            for line in _opening(comparison):
+                say(line)
             comparison.take_looks()
             if comparison.n_left:
                 pool = somewhere.pool(comparison.n_left)
@@ -69,7 +69,7 @@ def _publish(comparison: Comparison, command: str) -> None:
     knobs = {cell.block: cell.config for cell in reversed(comparison.cells)}  # those of its first cell
     blocks, data, pairs = [], {}, {}
     for block in comparison.blocks:
-        title, table = title_of(block), comparison.table(block)
+        title, table = block.title, comparison.table(block)
         data[title], pairs[title] = knobs[block], single_pairs(table, config.baseline)
         blocks.append((title, where([cell.config for cell in comparison.cells if cell.block == block], title), table))
     answers = answers_of(
@@ -133,7 +133,7 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
                     engines[block, arm] = dry_run(knobs, splits, device, say)
                 name = fingerprint(knobs, splits, conditions(engines[block, arm], device))
                 cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, name))
-    names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}
+    names = {(in_keys(cell.block.title), cell.arm, cell.seed) for cell in cells}
     if len(names) < len(cells):
         raise ConfigError(f"datasets={', '.join(config.datasets)}: two of them have one name: leave one out, or rename a folder")
     return cells
@@ -178,7 +178,7 @@ def _digest(config: CompareConfig, cells: list[Cell], *, with_seeds: bool = True
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _opening(comparison: Comparison) -> str:
+def _opening(comparison: Comparison) -> list[str]:
     config = comparison.config
     cells, n_blocks = {cell.fingerprint for cell in comparison.cells}, len(comparison.blocks)
     seeds = " or ".join(map(str, config.seeds.at_looks))
@@ -190,4 +190,4 @@ def _opening(comparison: Comparison) -> str:
         lines.append(f"going on: {n_own} done before, {len(comparison.reused)} runs of others with the same knobs, seed, data and code")
     if len(config.seeds.values) == 1:
         lines.append("one seed says nothing about noise: give seeds: 2 or more for an interval")
-    return "\n".join(lines)
+    return lines

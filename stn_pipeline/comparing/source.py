@@ -133,7 +133,7 @@ class Comparison:
                     if verdict.is_decided:
                         self._n_seeds.setdefault((block, arm), looks[self.look - 1])
                     else:
-                        undecided.append(arm if len(blocks) == 1 else f"{arm} ({title_of(block)})")
+                        undecided.append(arm if len(blocks) == 1 else f"{arm} ({block.title})")
             told = f"look {self.look} of {len(looks)}, {looks[self.look - 1]} seeds"
             if not undecided:
                 self.say(f"{told}: every arm is decided; {looks[-1] - looks[self.look - 1]} seeds are saved")
@@ -153,8 +153,3 @@ class Comparison:
                     came = Trained(why=str(error))
                 found[cell.arm][cell.seed] = came
         return found
-
-
-def title_of(block: Block) -> str:
-    """Return what a block is called, as in `mnist, full localiser lr`."""
-    return ", ".join(filter(None, (short_name(block.dataset), block.setting)))

@@ -1,7 +1,6 @@
 """Sources -> splits, distorted where asked, resident on the device as uint8."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -10,12 +9,14 @@ from stn_pipeline.data import folder, sources
 from stn_pipeline.data.distortions import canvas_share
 from stn_pipeline.data.sources import SOURCES, check_memory, free_bytes
 from stn_pipeline.data.splits import RawData, Split, Splits, distorted, split
-from stn_pipeline.errors import DataError
+from stn_pipeline.errors import ConfigError, DataError
+from stn_pipeline.paths import expanded
+from stn_pipeline.texts import say
 
 __all__ = ["SOURCES", "RawData", "Split", "Splits", "load", "prepare", "read"]
 
 
-def load(config: TrainConfig, device: torch.device | None = None, announce: Callable[[str], object] = print) -> Splits:
+def load(config: TrainConfig, device: torch.device | None = None, announce: Callable[[str], object] = say) -> Splits:
     """Return the train, val and test splits of `config.dataset`.
 
     A data set asked for by name never falls back; auto is mnist, or else digits, and says so.
@@ -34,7 +35,7 @@ def load(config: TrainConfig, device: torch.device | None = None, announce: Call
     return prepare(read(config, announce), config, device)
 
 
-def read(config: TrainConfig, announce: Callable[[str], object] = print) -> RawData:
+def read(config: TrainConfig, announce: Callable[[str], object] = say) -> RawData:
     """Return what the source of `config.dataset` gives: dataset, data_dir and image_size are read.
 
     Raises:
@@ -44,7 +45,10 @@ def read(config: TrainConfig, announce: Callable[[str], object] = print) -> RawD
         return folder.read(config.dataset.removeprefix(FOLDER), config.image_size, announce)
     if config.image_size:
         raise DataError(f"image_size={config.image_size}: only {FOLDER}PATH is resized, got dataset={config.dataset}: give image_size=0")
-    data_dir = Path(config.data_dir).expanduser()
+    try:
+        data_dir = expanded(config.data_dir)
+    except ConfigError as error:
+        raise ConfigError(f"data_dir={config.data_dir}: {error}") from error
     return sources.auto(data_dir, announce) if config.dataset == "auto" else SOURCES[config.dataset](data_dir, announce)
 
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import StnError
 from stn_pipeline.interrupts import ignore_signals, uninterrupted
+from stn_pipeline.texts import printable
 from stn_pipeline.tracking import in_a_hurry, is_away
 from stn_pipeline.training import Record
 
@@ -81,7 +82,10 @@ class Pool(Protocol):
 
 
 class JobError(StnError):
-    """A job broke in our own code."""
+    """A job broke in our own code; its traceback is told too, so it has many lines."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, Exception.__str__(self).split("\n")))
 
 
 def drive(source: Source, pool: Pool, beat: Callable[[], object] = lambda: None) -> None:

@@ -14,7 +14,8 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split, Splits
 from stn_pipeline.errors import DivergedError
 from stn_pipeline.model import Network, build
-from stn_pipeline.tracking import Run, escaped
+from stn_pipeline.texts import markdown
+from stn_pipeline.tracking import Run
 from stn_pipeline.training import Checkpoint, Epoch, Record, Scores, calibration, fit, report, score
 from stn_pipeline.training.device import machine
 from stn_pipeline.training.engine import choose_engine
@@ -183,8 +184,8 @@ def headline(title: str, scores: dict[str, Any], note: str, split: str = "test")
     hardest = sorted(scores["per_class"].items(), key=lambda item: item[1]["f1"])[:3]
     return "\n\n".join(
         (
-            f"**{escaped(title)}**: {split} {in_words(scores)}",
-            f"{note}. Hardest classes by F1: " + ", ".join(f"{escaped(name)} {row['f1']:.3f}" for name, row in hardest) + ".",
+            f"**{markdown(title)}**: {split} {in_words(scores)}",
+            f"{note}. Hardest classes by F1: " + ", ".join(f"{markdown(name)} {row['f1']:.3f}" for name, row in hardest) + ".",
             "Pictures under Artifacts: `warps.png` (where the network looks), `confusion_matrix.png`, `reliability.png`, `curves.png`; "
             "per-class figures in `report.json`. One run is an anecdote: compare several seeds before you believe a difference.",
         )

@@ -13,6 +13,7 @@ from stn_pipeline.search.answer import answer, configuration, final_pairs, final
 from stn_pipeline.search.pictures import confirmation_picture, pictures
 from stn_pipeline.search.source import Key, Search
 from stn_pipeline.search.sweepfile import in_words as space_in_words
+from stn_pipeline.texts import code, markdown
 
 BEST_SHOWN = 5
 
@@ -108,15 +109,15 @@ def _description(search: Search, answer: list[str]) -> str:
     counts, (saved, asked) = search.counts(), epochs_saved(search)
     told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     searched = "; ".join(f"`{knob}` in {space_in_words(space)}" for knob, space in sweep.search.items())
-    parts = [f"**{' '.join(answer)}**", f"*{sweep.question}*" if sweep.question else ""]
+    parts = [f"**{markdown(' '.join(answer))}**", f"*{markdown(sweep.question)}*" if sweep.question else ""]
     if search.winner is not None:
         params = _params(search, search.winner)
         flags = " ".join(f"--{knob} {_exact(value)}" for knob, value in (sweep.train | params).items())
         command = f"python -m stn_pipeline.train --dataset {_exact(study.dataset)} {flags}"
-        parts.append(f"Best knobs (`best.yaml`): `{command}`")
+        parts.append(f"Best knobs (`best.yaml`): {code(command)}")
     if study.complete:
         parts += [_best_table(search), _confirmation_table(search)]
-    parts += conditions(search)
+    parts += [markdown(line) for line in conditions(search)]
     share = f"; pruning saved {saved} of {asked} epochs" if saved else ""
     parts.append(
         f"{len(study.trials)} trials ({told}){share}, {study.spent_s:.0f} s in all. Searched: {searched}; {sweep.sampler}, {sweep.pruner}."

@@ -13,6 +13,7 @@ from stn_pipeline.jobs import MAX_LOSSES, Job, Outcome, Training, Trainings, tim
 from stn_pipeline.search.confirm import Confirmed, ranking
 from stn_pipeline.search.study import Asked, Study
 from stn_pipeline.search.sweepfile import short
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import CHILD_OF, Run, create_run, search_runs, unless_gone
 from stn_pipeline.training import Record
 
@@ -223,11 +224,11 @@ class Search:
             state, note = "PRUNED", f"**Pruned** after {epochs} of {job.config.epochs} epochs: {so_far}, behind the others by then."
         elif outcome.kind == "failed":
             self.study.end(number, "FAIL", reason=outcome.reason)
-            text, state, note = f"failed: {outcome.reason}", "FAIL", f"**Failed.** {outcome.reason}"
+            text, state, note = f"failed: {outcome.reason}", "FAIL", f"**Failed.** {markdown(outcome.reason)}"
         else:
             self.study.end(number, "FAIL", lost="driver" if outcome.kind == "interrupted" else "worker", reason=outcome.reason)
             text, state = f"lost after {epochs} epochs: {outcome.reason.splitlines()[0]}", "FAIL"
-            note = f"**Lost.** {outcome.reason}"
+            note = f"**Lost.** {markdown(outcome.reason)}"
         with unless_gone(work.run.id):
             if metrics:
                 work.run.log_metrics(metrics)

@@ -15,6 +15,7 @@ from stn_pipeline.search.page import changes, publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
 from stn_pipeline.training.engine import dry_run
@@ -82,7 +83,8 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
                 searches.append(Search(study, parent, experiment, splits.name, say))
         for search in searches:
             search.recover()
-            say(_opening(search, url))
+            for line in _opening(search, url):
+                say(line)
         n_left = sum(search.n_left for search in searches)
         if n_left:
             pool = somewhere.pool(n_left if sweep.trials else None)
@@ -105,10 +107,16 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
                 failed[search.parent.id] = f"{search.study.name}: {every_trial_failed(search)}"
                 search.parent.tag({"error": answers[-1]})
                 continue
-            say(f"{search.study.name}: {answers[-1]}")
+            for line in answers[-1].split("\n"):
+                say(f"{search.study.name}: {line}")
             _register(search, say, alone=len(searches) == 1)
         if umbrella is not None:
-            umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
+            umbrella.describe(
+                "\n\n".join(
+                    f"**{markdown(s.study.name)}** (run `{s.parent.id}`): {markdown(' '.join(a.splitlines()))}"
+                    for s, a in zip(searches, answers, strict=True)
+                )
+            )
     if failed:
         raise NoTrialError("; ".join(failed.values()))
 
@@ -163,7 +171,7 @@ def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits)
     return run, experiment
 
 
-def _opening(search: Search, url: str) -> str:
+def _opening(search: Search, url: str) -> list[str]:
     study, counts = search.study, search.counts()
     searched = "; ".join(f"{knob} in {in_words(space)}" for knob, space in study.sweep.search.items())
     limits = [f"{study.sweep.trials} trials"] * bool(study.sweep.trials) + [f"{study.sweep.time_limit_s:g} s"] * bool(
@@ -177,8 +185,9 @@ def _opening(search: Search, url: str) -> str:
         lines.append("going on: " + ", ".join(told))
         lines += changes(study.history[-1], study.under, "going on") if search.n_left else []
     outside = {knob: value for knob, value in study.sweep.default.items() if not study.holds(knob, value)}
-    lines += [f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()]
-    return "\n".join(lines)
+    return lines + [
+        f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()
+    ]
 
 
 def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> None:

@@ -30,7 +30,6 @@ from stn_pipeline.tracking.opening import (
     open_run,
 )
 from stn_pipeline.tracking.runs import CHAMPION, Run
-from stn_pipeline.tracking.text import escaped
 from stn_pipeline.tracking.where import experiment_id, is_on_disk, knock, reachable, settings, settle, store
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
     "data_digests",
     "disown_run",
     "environment",
-    "escaped",
     "experiment_id",
     "filter_runs",
     "find_run",

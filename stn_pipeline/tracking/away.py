@@ -16,8 +16,9 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import ChunkedEncodingError, RetryError
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from stn_pipeline.errors import StnError, StoreError, masked, printable
+from stn_pipeline.errors import StnError, StoreError
 from stn_pipeline.interrupts import check
+from stn_pipeline.texts import masked, printable
 
 AWAY = (502, 503, 504)  # what a proxy says of a server that is gone, and MLflow of its database
 PATIENCE_S = 360.0

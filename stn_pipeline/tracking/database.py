@@ -16,8 +16,9 @@ from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from stn_pipeline.errors import RunError, masked
+from stn_pipeline.errors import RunError
 from stn_pipeline.locks import HeldError, held, lock_path
+from stn_pipeline.texts import masked
 from stn_pipeline.tracking.away import PATIENCE_S, first_line, tell
 
 MAKING_S = 120.0  # making the tables takes a second or two

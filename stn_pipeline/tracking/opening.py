@@ -25,10 +25,10 @@ from stn_pipeline.config import Knobs
 from stn_pipeline.errors import AwayError, ConfigError, StnError, StoreError
 from stn_pipeline.interrupts import ignore_signals, uninterrupted
 from stn_pipeline.questions import Question, from_flags
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking.away import in_a_hurry, insist, is_away, tell, watched
 from stn_pipeline.tracking.found import RunRecord, filter_runs, living_trainer, made_for_us, only_trainer, search_runs, why_gone
 from stn_pipeline.tracking.runs import Run
-from stn_pipeline.tracking.text import escaped
 from stn_pipeline.tracking.where import experiment_id, reachable, store
 
 GO_ON = "once it does, the same command goes on (of train, --resume RUN_ID)"
@@ -225,4 +225,4 @@ def disown_run(error: StnError) -> None:
         if (record := made_for_us()) is not None:
             run = Run(record.info.run_id)
             run.tag({"error": str(error)})
-            run.describe(f"**Nothing was started.** {escaped(str(error))}")
+            run.describe(f"**Nothing was started.** {markdown(error)}")

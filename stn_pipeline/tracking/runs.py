@@ -19,11 +19,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_RUN_NOTE
 
 from stn_pipeline.config import Knobs
 from stn_pipeline.data import Splits
-from stn_pipeline.errors import StoreError, masked
+from stn_pipeline.errors import StoreError
 from stn_pipeline.model import Network
+from stn_pipeline.texts import markdown, masked
 from stn_pipeline.tracking.away import insist
 from stn_pipeline.tracking.found import CHECKPOINTS
-from stn_pipeline.tracking.text import escaped
 from stn_pipeline.training import Checkpoint, Record, checkpoint
 
 CHAMPION = "champion"
@@ -155,7 +155,7 @@ class Run:
         self._ask("log_text", yaml.safe_dump(knobs.plain(), sort_keys=False), "config.yaml")
 
     def describe(self, markdown: str) -> None:
-        """Set the text at the top of the run's page; in it, names are to be `escaped`."""
+        """Set the text at the top of the run's page; names in it go through texts.markdown."""
         self.tag({MLFLOW_RUN_NOTE: markdown[:MAX_TAG]})
 
     def tag(self, tags: dict[str, str]) -> None:
@@ -165,7 +165,7 @@ class Run:
     def fail(self, reason: str) -> None:
         """Say on the run's page why it failed."""
         self.tag({"error": masked(reason)})
-        self.describe(f"**Failed.** {escaped(reason)}")
+        self.describe(f"**Failed.** {markdown(reason)}")
 
     def reopen(self) -> None:
         """Say that the run goes on; why it failed before is no longer told."""

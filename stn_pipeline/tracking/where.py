@@ -17,7 +17,8 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy.exc import SQLAlchemyError
 
-from stn_pipeline.errors import RunError, StoreError, masked
+from stn_pipeline.errors import RunError, StoreError
+from stn_pipeline.texts import masked
 from stn_pipeline.tracking.away import absence, first_line, insist, is_away
 from stn_pipeline.tracking.database import check_database, check_folder, sqlite_path
 
