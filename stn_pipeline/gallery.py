@@ -70,7 +70,7 @@ def _of_families(knobs: GalleryConfig) -> bytes:
     arms = {}
     for way in STRENGTHS:
         grids = []
-        for family in TRANSFORMS.values():
+        for family in (family.for_image(size) for family in TRANSFORMS.values()):
             direction = torch.randn(family.n_params, generator=torch.Generator().manual_seed(knobs.seed))
             grids.append(family(towards(family, direction, way, points), points).view(1, *size, 2))
         grid = torch.cat(grids)

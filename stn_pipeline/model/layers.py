@@ -4,7 +4,7 @@ Legend: B batch, C channels, (H, W) input size, k kernel side.
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +135,10 @@ class Stage(nn.Module):
         Raises: CompilerError.
         """
         self._kernel = stage_kernel(self.geometry)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the kernel, which belongs to this process: a copy computes plainly until it is told."""
+        return self.__dict__ | {"_kernel": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled, rectified features."""
