@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import ConfigError
@@ -16,13 +17,18 @@ from stn_pipeline.training.fit import State
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The knobs (dataset as it was really used), what the network was built for, the training state, the data's checksums."""
+    """The knobs (dataset as it was really used), what the network was built for, the training state, the data's checksums.
+
+    members and reading: which images of a folder each split held, and how they were read, as Splits has them.
+    """
 
     config: TrainConfig
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     state: State
     digests: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Tensor] = field(default_factory=dict)
+    reading: tuple[int, ...] = ()
 
     def build_best(self) -> Network:
         """Return the network at its best epoch's weights, on the CPU, in evaluation mode."""
@@ -39,6 +45,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "classes": checkpoint.classes,
         "state": vars(checkpoint.state),
         "digests": checkpoint.digests,
+        "members": checkpoint.members,
+        "reading": checkpoint.reading,
     }
     torch.save(content, path)
 
@@ -64,6 +72,8 @@ def _load(path: Path) -> Checkpoint | None:
             classes=tuple(content["classes"]),
             state=State(**content["state"]),
             digests=content["digests"],
+            members=content.get("members", {}),  # earlier versions kept none
+            reading=tuple(content.get("reading", ())),
         )
     except (RuntimeError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile, KeyError, TypeError, ConfigError):
         return None
