@@ -1,6 +1,6 @@
 """Every knob, once: type, default, bounds, unit, help, and the range that a sweep may search.
 
-The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and the README's
+The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and docs/knobs.md's
 knob table all come from these declarations.
 """
 
@@ -16,6 +16,7 @@ from stn_pipeline.errors import ConfigError, did_you_mean
 
 FOLDER = "folder:"
 DATA = {"dataset", "data_dir", "image_size", "distortion", "draws", "val_fraction", "seed"}  # knobs that decide the splits
+TEST_IMAGES = {"dataset", "image_size", "distortion", "draws"}  # knobs that decide what a network is tested on
 MACHINE = {"device", "data_dir", "compile"}  # knobs that say where and how fast, not what is learned
 DATASETS = ("auto", "mnist", "fashion_mnist", "kmnist", "cifar10", "svhn", "digits")
 DATASET_CHOICES = ", ".join((*DATASETS, f"{FOLDER}PATH"))
@@ -161,7 +162,7 @@ class TrainConfig(Knobs):
             raise ValueError("coordconv_r=true needs coordconv=true")
         return self
 
-    def meaning(self) -> dict[str, Any]:
+    def learning_knobs(self) -> dict[str, Any]:
         """Return the knobs that decide what is learned: not where it happens, and none that this network does not have."""
         lacking = {"loc_lr_multiplier", "padding", "iterations", "supersample"} if self.transform == "none" else set()
         lacking |= set() if self.transform == "cpab" else {"cpab_cells", "cpab_boundary"}

@@ -17,7 +17,7 @@ import torch
 from stn_pipeline import compare as entry
 from stn_pipeline import tracking
 from stn_pipeline.comparing import compare, existing
-from stn_pipeline.comparing.arms import holm
+from stn_pipeline.comparing.verdicts import holm
 from stn_pipeline.comparing.comparefile import CompareConfig, ExistingConfig
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load

@@ -27,7 +27,7 @@ def read(tmp_path):
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_shipped_comparison_is_right(path):
     config = comparefile.read(str(path), {})
-    assert config.name == path.stem and config.question.endswith("?") and len(config.seeds) >= 5
+    assert config.name == path.stem and config.question.endswith("?") and len(config.seeds.values) >= 5
     for block in config.blocks():
         for arm in config.arms:
             assert config.config(block, arm, 7).seed == 7

@@ -1,4 +1,4 @@
-"""One home for every knob: command line, MLproject, README and the rooms that know the names agree with config.py."""
+"""One home for every knob: command line, MLproject, docs/knobs.md and the rooms that know the names agree with config.py."""
 
 import shlex
 
@@ -59,7 +59,7 @@ def test_flags_read_the_same_with_dashes_and_with_an_equals_sign(name, dashes, e
 def test_written_files_are_not_stale():
     assert (ROOT / "MLproject").read_text() == docs.mlproject()
     assert (ROOT / "conda.yaml").read_text() == docs.conda()
-    assert (ROOT / "README.md").read_text() == docs.readme()
+    assert (ROOT / docs.KNOBS).read_text() == docs.knobs_page()
 
 
 def test_rooms_know_the_names_that_the_config_offers():
@@ -143,9 +143,9 @@ def test_two_configs_load_the_same_data_where_they_agree_in_what_decides_it():
 )
 def test_a_knob_that_the_network_or_the_data_have_no_use_for_means_nothing(knobs):
     used = {name: knobs[name] for name in knobs.keys() & {"transform"}}
-    assert TrainConfig(**knobs).meaning() == TrainConfig(**used).meaning()
+    assert TrainConfig(**knobs).learning_knobs() == TrainConfig(**used).learning_knobs()
     assert (
-        TrainConfig(transform="cpab", cpab_boundary="fixed", cpab_cells=5).meaning()
-        != TrainConfig(transform="cpab", cpab_cells=5).meaning()
+        TrainConfig(transform="cpab", cpab_boundary="fixed", cpab_cells=5).learning_knobs()
+        != TrainConfig(transform="cpab", cpab_cells=5).learning_knobs()
     )
-    assert TrainConfig(distortion="rts", draws=3).meaning() != TrainConfig(distortion="rts").meaning()
+    assert TrainConfig(distortion="rts", draws=3).learning_knobs() != TrainConfig(distortion="rts").learning_knobs()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stn_pipeline.data.scored import Known, make_ready, match
-from stn_pipeline.data.splits import RawData, Split, Splits
+from stn_pipeline.data.splits import RawData, Split, Splits, distorted
 from stn_pipeline.data.splitting import split
 from stn_pipeline.errors import DataError
 
@@ -100,6 +100,17 @@ def test_images_that_the_run_was_trained_on_are_left_out_and_told() -> None:
     assert told == ["7 of 10 test images are left out, since run abc was trained on them"]
     with pytest.raises(DataError, match="run abc was trained on all 7 test images: give images that it has not seen"):
         make_ready(folder([seen], ("ant",), test=True), "test", known(trained), own=False)
+
+
+def test_of_several_draws_of_an_image_all_are_left_out_or_none() -> None:
+    trained = folder(IDS, ("ant", "cow"))
+    seen = trained.train.ids[:2].tolist()
+    new = distorted(folder([[900, *seen], [902, 901]], ("cow", "ant"), test=True), "rotated", 3, 0)
+    ready, _ = make_ready(new, "test", known(trained), own=False)
+    assert (ready.test.ids.tolist(), ready.test.labels.tolist(), ready.test.draws) == ([901, 902, 900] * 3, [0, 0, 1] * 3, 3)
+    for at, name in enumerate(ready.test.ids.tolist()):
+        place = new.test.ids.tolist().index(name) + at // 3 * 5
+        assert torch.equal(ready.test.images[at], new.test.images[place])
 
 
 def test_a_test_split_that_is_no_longer_the_runs_is_told() -> None:

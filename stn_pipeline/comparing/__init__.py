@@ -1,6 +1,5 @@
-"""Comparing: arms over paired seeds. Numbers in, verdicts out (paired, arms); the trainings that give them; the page that shows them."""
+"""Comparing: arms over paired seeds.
 
-from stn_pipeline.comparing.arms import MEASURES, Measure
-from stn_pipeline.comparing.paired import NATS, POINTS, Paired, PairingError, Unit, in_words, paired
-
-__all__ = ["MEASURES", "NATS", "POINTS", "Measure", "Paired", "PairingError", "Unit", "in_words", "paired"]
+Numbers: paired, ranks (two arms), arms (all of them, described), verdicts (what is decided), planning (seeds needed), sentences.
+Trainings: comparison file, what it asks of the driver, runs that exist; answer, page and pictures.
+"""

@@ -1,117 +1,169 @@
-"""The answer of one block: its verdicts, what is missing or collapsed, and all of it in words, as Markdown and as plain values."""
+"""The answer of one block: its verdicts, what is described beside them, what is missing or lost; in words, as Markdown, as plain values."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from statistics import fmean, stdev
 from typing import Any
 
-from stn_pipeline.comparing.arms import MEASURES, Collapses, Contrast, Measure, SinglePair, Table, collapses, contrasts
-from stn_pipeline.comparing.paired import ALPHA, Paired
+import numpy as np
 
-LOSS = MEASURES[0]
-STATES = {"diverged": "diverged", "failed": "failed", "missing": "is missing"}
+from stn_pipeline.comparing.arms import Collapses, Contrast, SinglePair, Table, collapses, contrasts
+from stn_pipeline.comparing.measures import LOSS, REQUIRED, Measure
+from stn_pipeline.comparing.paired import ALPHA, interval
+from stn_pipeline.comparing.planning import Needed, needed_for_difference, needed_for_equivalence
+from stn_pipeline.comparing.sentences import described, difference, margin, mean_and_spread, needed, p_in_table, percent, verdict_sentence
+from stn_pipeline.comparing.verdicts import Rules, Verdict, decide
+
+STATES = {"failed": "failed", "missing": "is missing"}  # that say nothing about the arm
+LOST = ("diverged", "crashed")
 
 
 @dataclass(frozen=True)
 class Answer:
     """All that a block's table says.
 
-    title: data set and setting.   table: what came of each training.   claims: by arm, a relative difference in test loss.
-    single_pairs: McNemar's test of each seed by itself, where predictions are kept.
+    title: data set and setting.   where: the same and what else the sentences hold for.   table: what came of each training.
+    verdicts: by arm, decided together with the other blocks of the file.   measures: the one that decides, then those that are described.
+    claims: by arm, a relative difference in test loss.   single_pairs: McNemar's test of each seed by itself, where predictions are
+    kept.   caveats: what a reader must know of how the runs came about.
     """
 
     title: str
+    where: str
     table: Table
     baseline: str
+    verdicts: Mapping[str, Verdict]
+    measures: tuple[Measure, ...] = REQUIRED
     claims: Mapping[str, float] = field(default_factory=dict)
     single_pairs: tuple[SinglePair, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def arms(self) -> list[str]:
         """The baseline and then the others."""
         return [self.baseline, *(arm for arm in self.table if arm != self.baseline)]
 
+    @property
+    def decisive(self) -> Measure:
+        """The measure that has verdicts."""
+        return self.measures[0]
+
     @cached_property
     def contrasts(self) -> dict[Measure, list[Contrast]]:
-        """The verdicts by measure, an arm each."""
-        return {measure: contrasts(self.table, self.baseline, measure, self.claims) for measure in MEASURES}
+        """The arms described, by measure."""
+        judged: Table = {
+            arm: by_seed if arm == self.baseline else {seed: one for seed, one in by_seed.items() if seed in self.verdicts[arm].seeds}
+            for arm, by_seed in self.table.items()
+        }
+        return {measure: contrasts(judged, self.baseline, measure) for measure in dict.fromkeys((*self.measures, LOSS))}
 
     @cached_property
     def collapses(self) -> list[Collapses]:
-        """What collapsed, by arm."""
+        """What was lost, by arm."""
         return collapses(self.table, self.baseline)
 
-    def of(self, arm: str, measure: Measure = LOSS) -> Contrast | None:
-        """Return the verdict on an arm in a measure."""
-        return next((contrast for contrast in self.contrasts[measure] if contrast.arm == arm), None)
-
-    def verdicts(self) -> dict[str, list[str]]:
-        """Return the answer: for each arm a sentence a measure."""
-        return {
-            arm: [contrast.sentence + "." for measure in MEASURES if (contrast := self.of(arm, measure))]
-            for arm in self.arms[1:]
-            if self.of(arm)
-        }
+    def of(self, arm: str, measure: Measure | None = None) -> Contrast | None:
+        """Return an arm's description in a measure, by default the one that decides."""
+        return next((contrast for contrast in self.contrasts[measure or self.decisive] if contrast.arm == arm), None)
 
     def sentences(self) -> list[str]:
         """Return all that is to be said: the answer, then what is to be known beside it."""
-        return [line for lines in self.verdicts().values() for line in lines] + self.beside()
+        return [*self.verdict_sentences().values(), *self.notes()]
 
-    def beside(self) -> list[str]:
-        """Return what is to be known beside the answer: collapses, what is missing, claims."""
-        return self.collapses_in_words() + self.notes() + self.claims_in_words()
-
-    def collapses_in_words(self) -> list[str]:
-        """Return what collapsed, and each difference without the seeds that did."""
-        lines = []
-        for one in self.collapses:
-            if one.n_collapsed:
-                against = "" if math.isnan(one.p) else f" (Fisher's exact test against {self.baseline}: p = {one.p:.2g})"
-                lines.append(f"{one.n_collapsed} of {one.n} trainings of {one.arm} collapsed{against}.")
-        for arm in self.arms[1:]:
-            found = [(measure, contrast.without) for measure in MEASURES if (contrast := self.of(arm, measure)) and contrast.without]
-            if found:
-                units = ["" if measure.unit.relative else f" {measure.unit.name}" for measure, _ in found]
-                told = " and ".join(
-                    f"{_difference(without, measure)}{unit} in {measure.name.replace('/', ' ')}"
-                    for (measure, without), unit in zip(found, units, strict=True)
-                )
-                n = found[0][1].n
-                lines.append(f"{arm} without the seeds that collapsed in it or in {self.baseline}: {told}, {n} seeds.")
-        return lines
+    def verdict_sentences(self) -> dict[str, str]:
+        """Return the answer: for each arm a sentence."""
+        return {arm: verdict_sentence(self.verdicts[arm], self.of(arm), self.where) + "." for arm in self.arms[1:]}
 
     def notes(self) -> list[str]:
-        """Return what is missing: seeds that an arm has not, and why."""
-        lines = []
-        for arm, by_seed in self.table.items():
-            seeds = {one for trained in self.table.values() for one in trained}
-            for state, words in STATES.items():
-                lost = sorted(seed for seed in seeds if (by_seed[seed].state if seed in by_seed else "missing") == state)
-                if lost:
-                    why = next((by_seed[seed].why for seed in lost if seed in by_seed and by_seed[seed].why), "")
-                    lines.append(f"{arm}: seed {', '.join(map(str, lost))} {words}{': ' + why if why else ''}; its pairs are left out.")
-        missing = [arm for arm in self.arms[1:] if self.of(arm) is None]
-        return lines + [f"{arm} shares no seed with {self.baseline} that both have done: there is nothing to compare." for arm in missing]
+        """Return what is to be known beside the answer."""
+        return [*self._described(), *self._lost(), *self._missing(), *self._claims(), *self._open(), *self._pairing(), *self.caveats]
 
-    def claims_in_words(self) -> list[str]:
-        """Return what it would take to see each difference that somebody claims."""
-        lines = []
-        for contrast in self.contrasts[LOSS]:
-            if not contrast.claimed:
+    def _described(self) -> Iterator[str]:
+        for measure in self.measures[1:]:
+            told = [described(contrast) for contrast in self.contrasts[measure] if contrast.t.n > 1]
+            if told:
+                yield f"{measure.words[0].upper()}{measure.words[1:]}, described, not tested: {'; '.join(told)}."
+
+    def _lost(self) -> Iterator[str]:
+        if not any(one.n_collapsed for one in self.collapses):
+            return
+        by_arm = {one.arm: one for one in self.collapses}
+        told = [f"{arm} {_rate(by_arm[arm])}" for arm in self.arms]
+        fisher = [f"{one.arm} p = {one.p:.2g}" for one in self.collapses if one.n_collapsed and not math.isnan(one.p)]
+        against = f" Fisher's exact test against {self.baseline}: {', '.join(fisher)}." if fisher else ""
+        yield f"Lost (diverged, crashed or collapsed), with the 95 % interval of the rate: {', '.join(told)}.{against}"
+        for arm, by_seed in self.table.items():
+            for state in LOST:
+                yield from self._listed(arm, [seed for seed, one in by_seed.items() if one.state == state], state)
+
+    def _missing(self) -> Iterator[str]:
+        for arm, by_seed in self.table.items():
+            for state, words in STATES.items():
+                lost = [seed for seed, one in by_seed.items() if one.state == state]
+                yield from (f"{line[:-1]}; left out, since it says nothing about {arm}." for line in self._listed(arm, lost, words))
+
+    def _listed(self, arm: str, seeds: Sequence[int], words: str) -> Iterator[str]:
+        if seeds:
+            why = next((self.table[arm][seed].why for seed in sorted(seeds) if self.table[arm][seed].why), "")
+            yield f"{arm}: seed {', '.join(map(str, sorted(seeds)))} {words}{': ' + why if why else ''}."
+
+    def _claims(self) -> Iterator[str]:
+        for arm, claim in self.claims.items():
+            contrast = self.of(arm, LOSS)
+            if contrast is None or contrast.sound is None:
                 continue
-            usual = contrast.without or contrast.t
-            claim, low, high = self.claims[contrast.arm], usual.relative_low, usual.relative_high
-            among = ", without the collapsed seeds," if contrast.without else ""
-            told = f"Claimed for {contrast.arm}: {_percent(claim)} test loss. "
-            if not math.isnan(low):
-                verdict = "holds" if low <= claim <= high else "excludes"
-                told += f"The interval here{among or ','} {_percent(low)} to {_percent(high)}, {verdict} it. "
-            if contrast.n_needed is not None:
-                told += f"To see a difference of that size 8 times in 10 takes {contrast.n_needed:,} paired seeds; here are {usual.n}."
-            lines.append(told.strip())
-        return lines
+            usual = contrast.sound
+            among = " without the lost seeds" if contrast.n_without else ""
+            told = f"Claimed for {arm}: {percent(claim)} test loss."
+            if not math.isnan(usual.relative_low):
+                verdict = "holds" if usual.relative_low <= claim <= usual.relative_high else "excludes"
+                told += f" The interval here{among}, {percent(usual.relative_low)} to {percent(usual.relative_high)}, {verdict} it."
+            takes = needed(self.needed_for_claim(arm))
+            yield told + (f" To see a difference of that size 8 times in 10 takes {takes}; here are {usual.n}." if takes else "")
+
+    def _open(self) -> Iterator[str]:
+        """Tell what it would take to know, of the arms of which nothing is shown."""
+        unknown = [arm for arm in self.arms[1:] if self.verdicts[arm].kind == "not shown" and self.of(arm)]
+        for arm in unknown:
+            takes, verdict = needed(self.needed_for_margin(arm)), self.verdicts[arm]
+            if takes:
+                equal = f"{arm}: to show equivalence within {margin(verdict)} 8 times in 10, were it equal,"
+                yield f"{equal} takes {takes}; here are {len(verdict.seeds)}."
+
+    def _pairing(self) -> Iterator[str]:
+        told = [
+            f"{contrast.arm} {contrast.correlation:.2f} and {contrast.variance_ratio:.2f}".replace(" -", " −")
+            for contrast in self.contrasts[self.decisive]
+            if not math.isnan(contrast.correlation)
+        ]
+        if told:
+            what = f"correlation with {self.baseline}, and the variance of the difference as a share of that of unpaired seeds"
+            yield f"Pairing by seed in {self.decisive.words} ({what}): {', '.join(told)}."
+
+    def needed_for_claim(self, arm: str) -> Needed | None:
+        """Return the seeds that would show a claimed difference, at the level that is used; None where nothing is claimed or known."""
+        contrast = self.of(arm, LOSS)
+        if arm not in self.claims or contrast is None or contrast.sound is None:
+            return None
+        usual, verdict = contrast.sound, self.verdicts[arm]
+        difference = self.claims[arm] * abs(usual.baseline_mean)
+        return needed_for_difference(difference, self._sd(arm, LOSS), usual.n, _level(verdict))
+
+    def needed_for_margin(self, arm: str) -> Needed | None:
+        """Return the seeds that would show equivalence within the margin, were the arms equal; None without margin, or one pair."""
+        contrast, verdict = self.of(arm), self.verdicts[arm]
+        if contrast is None or contrast.sound is None or verdict.margin is None:
+            return None
+        size = verdict.margin * (abs(contrast.sound.baseline_mean) if self.decisive.unit.relative else 1)
+        return needed_for_equivalence(size, self._sd(arm, self.decisive), contrast.sound.n, _level(verdict))
+
+    def _sd(self, arm: str, measure: Measure) -> float:
+        """Return the standard deviation of the paired differences, without lost seeds; NaN at one pair."""
+        ours, theirs = self.values(arm, measure), self.values(self.baseline, measure)
+        lost = {seed for name in (arm, self.baseline) for seed, one in self.table[name].items() if one.is_lost}
+        sound = (ours.keys() & theirs.keys()) - lost
+        return float(np.std([ours[seed] - theirs[seed] for seed in sound], ddof=1)) if len(sound) > 1 else math.nan
 
     def single_pairs_in_words(self) -> list[str]:
         """Return for each arm what single pairs would have said, one network against one."""
@@ -127,28 +179,25 @@ class Answer:
 
     def rows(self) -> list[list[str]]:
         """Return the table of the answer: a heading, then an arm a row."""
-        rows = [
-            ["arm", "n", "test loss, nats", "difference, 95 % CI", "p (Holm)", "test accuracy", "points, 95 % CI", "p (Holm)", "collapsed"]
-        ]
+        decides, *others = self.measures
+        heading = ["arm", "n", _heading(decides), "difference, 95 % CI", "verdict", "p (Holm)"]
+        heading += [text for measure in others for text in (_heading(measure), "difference, 95 % CI")]
+        rows = [[*heading, "lost"]]
         by_arm = {one.arm: one for one in self.collapses}
         for arm in self.arms:
-            row = [arm + (" (baseline)" if arm == self.baseline else ""), str(len(self.values(arm, LOSS)))]
-            for measure in MEASURES:
-                row.append(_spread(self.values(arm, measure)))
-                contrast = self.of(arm, measure)
-                row += ["", ""] if contrast is None else [_difference(contrast.t, measure), _p(contrast.p)]
-            rows.append([*row, f"{by_arm[arm].n_collapsed} of {by_arm[arm].n}"])
+            row = [arm + (" (baseline)" if arm == self.baseline else ""), str(len(self.values(arm, decides)))]
+            for measure in self.measures:
+                contrast, is_baseline = self.of(arm, measure), arm == self.baseline
+                row += [mean_and_spread(self.values(arm, measure)), "" if contrast is None else _cell(contrast)]
+                if measure is decides:
+                    row += ["", ""] if is_baseline else [self.verdicts[arm].kind, p_in_table(self.verdicts[arm].p_decisive)]
+            rows.append([*row, _rate(by_arm[arm])])
         return rows
 
     def values(self, arm: str, measure: Measure) -> dict[int, float]:
         """Return an arm's figures by seed, where they are done."""
-        done = {seed: one for seed, one in self.table[arm].items() if one.state == "done"}
+        done = {seed: one for seed, one in self.table[arm].items() if one.state == "done" and measure.name in one.figures}
         return {seed: float(one.figures[measure.name]) for seed, one in sorted(done.items())}
-
-    def markdown(self) -> str:
-        """Return the table as Markdown."""
-        head, *body = [f"| {' | '.join(row)} |" for row in self.rows()]
-        return "\n".join([head, "|" + "---|" * len(self.rows()[0]), *body])
 
     def plain(self) -> dict[str, Any]:
         """Return all figures as JSON can hold them."""
@@ -157,45 +206,73 @@ class Answer:
             for arm, by_seed in self.table.items()
         }
         figures = {
-            measure.name: {arm: {str(s): v for s, v in self.values(arm, measure).items()} for arm in self.arms} for measure in MEASURES
+            measure.name: {arm: {str(s): v for s, v in self.values(arm, measure).items()} for arm in self.arms} for measure in self.measures
         }
         return {
             "title": self.title,
+            "where": self.where,
             "baseline": self.baseline,
+            "decide": self.decisive.name,
             "answer": self.sentences(),
+            "verdicts": [_plain(self._verdict(arm)) for arm in self.arms[1:]],
             "figures": figures,
-            "contrasts": [contrast.plain() for measure in MEASURES for contrast in self.contrasts[measure]],
-            "collapses": [asdict(one) | {"p": None if math.isnan(one.p) else one.p} for one in self.collapses],
+            "contrasts": [_plain(_contrast(one)) for measure in self.measures for one in self.contrasts[measure]],
+            "collapses": [_plain(asdict(one)) for one in self.collapses],
             "single_pairs": [asdict(pair) for pair in self.single_pairs],
             "runs": runs,
         }
 
-
-def _percent(share: float) -> str:
-    digits = 0 if abs(share) >= 0.1 else 1
-    return f"{100 * share:+.{digits}f} %".replace("-", "−")
-
-
-def _relative(result: Paired) -> str:
-    if result.n == 1 or math.isnan(result.relative_low):
-        return _percent(result.relative)
-    return f"{_percent(result.relative)} (95 % CI {_percent(result.relative_low)} to {_percent(result.relative_high)})"
-
-
-def _difference(result: Paired, measure: Measure) -> str:
-    unit = measure.unit
-    if unit.relative and (result.n == 1 or not math.isnan(result.relative_low)):
-        return _relative(result)
-    numbers = (value * unit.scale for value in (result.difference, result.low, result.high))
-    size, low, high = (f"{value:+.{unit.decimals}f}".replace("-", "−") for value in numbers)
-    told = size if result.n == 1 else f"{size} ({low} to {high})"
-    return f"{told} {unit.name}" if unit.relative else told
+    def _verdict(self, arm: str) -> dict[str, Any]:
+        verdict, values = self.verdicts[arm], (self.values(arm, self.decisive), self.values(self.baseline, self.decisive))
+        shared = [seed for seed in verdict.seeds if all(seed in own for own in values)]
+        pairs = [[own[seed] for seed in shared] for own in values]
+        ends = interval(pairs[0], pairs[1], 0.9, relative=self.decisive.unit.relative) if shared else (math.nan, math.nan)
+        more: dict[str, Any] = {"measure": self.decisive.name, "sentence": self.verdict_sentences()[arm], "interval_90": ends}
+        for name, found in (("seeds_for_claim", self.needed_for_claim(arm)), ("seeds_for_margin", self.needed_for_margin(arm))):
+            more[name] = list(found) if found else None
+        return asdict(verdict) | more
 
 
-def _p(p: float) -> str:
-    return "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+def answers_of(
+    blocks: Sequence[tuple[str, str, Table]], baseline: str, rules: Rules, seeds: Sequence[int], look: int | None, **more: Any
+) -> list[Answer]:
+    """Return the answers of a file, whose verdicts are decided together.
+
+    blocks: title, where and table of each.   more: what all answers share, by the names of Answer's fields.
+    """
+    verdicts = decide([table for _, _, table in blocks], baseline, rules, seeds, look)
+    return [Answer(title, where, table, baseline, decided, **more) for (title, where, table), decided in zip(blocks, verdicts, strict=True)]
 
 
-def _spread(values: Mapping[int, float]) -> str:
-    found = list(values.values())
-    return "" if not found else f"{fmean(found):.4f}" + (f" ± {stdev(found):.4f}" if len(found) > 1 else "")
+def _level(verdict: Verdict) -> float:
+    """Return the level at which the hardest test of Holm's is made."""
+    return verdict.level / verdict.n_verdicts
+
+
+def _rate(one: Collapses) -> str:
+    return f"{one.n_collapsed} of {one.n} ({100 * one.low:.0f} to {100 * one.high:.0f} %)"
+
+
+def _heading(measure: Measure) -> str:
+    return f"{measure.words}, {measure.unit.name}" if measure.unit.relative else measure.words
+
+
+def _cell(contrast: Contrast) -> str:
+    """Return a difference for a table's cell, without the absolute size of a share: the arms' own values stand beside it."""
+    if contrast.sound is None:
+        return ""
+    whole = difference(contrast.sound, contrast.measure, signed=True)
+    kept = whole.partition("; ")[0] + ")" * ("; " in whole)
+    return kept + (f", {contrast.sound.n} sound seeds" if contrast.n_without else "")
+
+
+def _contrast(one: Contrast) -> dict[str, Any]:
+    return asdict(one) | {"measure": one.measure.name, "unit": one.measure.unit.name}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,47 +1,49 @@
-"""Several arms over the same seeds against one baseline: pure numbers in, a verdict an arm and a measure out."""
+"""Several arms over the same seeds: what came of each training, and each arm beside the baseline, described in numbers.
+
+Nothing here is a verdict: verdicts.py decides.
+"""
 
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from stn_pipeline.comparing.paired import ALPHA, NATS, POINTS, Paired, Unit, in_words, paired
+from stn_pipeline.comparing.measures import Measure
+from stn_pipeline.comparing.paired import ALPHA, Paired, paired
 
-POWER = 0.8
-MOST_SEEDS = 100_000
 RESAMPLES = 9999
 
-
-class Measure(NamedTuple):
-    """What arms are compared in."""
-
-    name: str
-    unit: Unit
-    smaller_is_better: bool
-
-
-MEASURES = (Measure("test/loss", NATS, True), Measure("test/accuracy", POINTS, False))
+State = Literal["done", "diverged", "crashed", "failed", "missing"]
+ENDED = ("done", "diverged", "crashed")  # states that say something about the arm
 
 
 @dataclass(frozen=True)
 class Trained:
     """What came of one training.
 
-    state: done, diverged (its loss was no longer finite), failed (for another reason), missing (not trained, or not to the end).
-    figures: test/loss in nats, test/accuracy 0..1 and more; empty unless done.   collapsed: diverged, or ended at chance.
-    tags: the run's, which say where and from which code it comes.
+    state: done; diverged (its loss was no longer finite); crashed (its process died each time it was tried); failed (for a
+    reason that has nothing to do with the arm, such as a full disk); missing (not trained, or not to the end).
+    figures: test/loss in nats, test/accuracy 0..1 and more; empty unless done.   collapsed: diverged, or ended at chance, or with
+    its localiser far out of the image.   tags: the run's, which say where and from which code it comes.
+    digests: of each split's pixels and labels, by name; empty where they are not known.
     """
 
-    state: Literal["done", "diverged", "failed", "missing"] = "missing"
+    state: State = "missing"
     figures: Mapping[str, float] = field(default_factory=dict)
     collapsed: bool = False
     run_id: str = ""
     why: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is the worst that can come of a training: it diverged, crashed or collapsed."""
+        return self.collapsed or self.state in ("diverged", "crashed")
 
 
 Table = Mapping[str, Mapping[int, Trained]]  # by arm, by seed
@@ -56,13 +58,12 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Contrast:
-    """One arm against the baseline in one measure, over the seeds that both have done.
+    """One arm beside the baseline in one measure, over the seeds that both have done.
 
     t: mean paired difference, its t interval, the relative difference with Fieller's.   bootstrap: of the difference, BCa;
-    bootstrap_relative: of the ratio of the means, percentiles of resampled pairs.   p: of t, corrected by Holm over the n_arms tested.
-    n_needed: seeds that would show `sought` (a difference in the measure's unit: the one claimed, else the one seen) with a
-    power of 0.8; None where there is nothing to seek.   without: t once more, without the seeds that collapsed in either arm; where
-    there is one, n_needed is of such seeds.
+    bootstrap_relative: of the ratio of the means, percentiles of resampled pairs.   without: t once more, without the seeds that
+    collapsed in either arm; None where none did.   correlation: of the arms over the seeds, without collapsed ones; variance_ratio: of
+    the differences' variance to that of unpaired seeds, below 1 where pairing helps; both NaN with fewer than 3 pairs.
     """
 
     arm: str
@@ -72,33 +73,15 @@ class Contrast:
     t: Paired
     bootstrap: Interval
     bootstrap_relative: Interval
-    p: float
-    n_arms: int
-    sought: float
-    claimed: bool
-    n_needed: int | None
     without: Paired | None
     n_without: int
+    correlation: float
+    variance_ratio: float
 
     @property
-    def sentence(self) -> str:
-        """The answer in words."""
-        name, unit, smaller_is_better = self.measure
-        holm = (self.p, self.n_arms) if self.n_arms > 1 else None
-        what = name.replace("/", " ")
-        return in_words(self.t, what, arm=self.arm, baseline=self.baseline, smaller_is_better=smaller_is_better, unit=unit, holm=holm)
-
-    @property
-    def is_distinguishable(self) -> bool:
-        """Whether the corrected test tells the arms apart."""
-        return self.t.low != self.t.high and self.p <= ALPHA
-
-    def plain(self) -> dict[str, Any]:
-        """Return the figures as JSON can hold them."""
-        whole = asdict(self) | {"measure": self.measure.name, "unit": self.measure.unit.name, "sentence": self.sentence}
-        whole["distinguishable"] = self.is_distinguishable
-        plain: dict[str, Any] = _plain(whole)
-        return plain
+    def sound(self) -> Paired | None:
+        """The comparison over the seeds that collapsed in neither arm; None where there is none."""
+        return self.t if not self.n_without else self.without
 
 
 @dataclass(frozen=True)
@@ -114,64 +97,50 @@ class SinglePair:
 
 @dataclass(frozen=True)
 class Collapses:
-    """How many trainings of an arm collapsed, beside the baseline's; p by Fisher's exact test, NaN for the baseline itself."""
+    """How many trainings of an arm diverged, crashed or collapsed, beside the baseline's.
+
+    low, high: Clopper and Pearson's 95 % interval of the rate, 0..1.   p: by Fisher's exact test, NaN for the baseline itself.
+    """
 
     arm: str
     n: int
     n_collapsed: int
+    low: float
+    high: float
     p: float
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def contrasts(table: Table, baseline: str, measure: Measure, claims: Mapping[str, float] | None = None) -> list[Contrast]:
-    """Compare each arm with the baseline in one measure; an arm that shares no done seed with it is left out.
-
-    claims: by arm, a relative difference in test/loss that somebody claims (-0.15: 15 % less).
-    """
-    arms = {arm: _shared(table, arm, baseline) for arm in table if arm != baseline}
-    arms = {arm: seeds for arm, seeds in arms.items() if seeds}
-    results = {arm: paired(*_pairs(table, arm, baseline, seeds, measure)) for arm, seeds in arms.items()}
-    corrected = dict(zip(results, holm([result.p for result in results.values()]), strict=True))
-    claims = claims if claims and measure is MEASURES[0] else {}
+def contrasts(table: Table, baseline: str, measure: Measure) -> list[Contrast]:
+    """Describe each arm beside the baseline in one measure; an arm that shares no done seed with it is left out."""
     found = []
-    for arm, seeds in arms.items():
-        result = results[arm]
+    for arm in table:
+        seeds = _shared(table, arm, baseline, measure) if arm != baseline else []
+        if not seeds:
+            continue
         values = _pairs(table, arm, baseline, seeds, measure)
         sound = [seed for seed in seeds if not (table[arm][seed].collapsed or table[baseline][seed].collapsed)]
         without = paired(*_pairs(table, arm, baseline, sound, measure)) if sound and len(sound) < len(seeds) else None
-        usual = without or result  # a collapsed seed's loss would make anything small
-        sought = claims[arm] * abs(usual.baseline_mean) if arm in claims else usual.difference
-        spread = np.std(np.subtract(*_pairs(table, arm, baseline, sound or seeds, measure)), ddof=1) if usual.low < usual.high else math.nan
+        correlation, ratio = pairing(*_pairs(table, arm, baseline, sound, measure))
         found.append(
             Contrast(
                 arm=arm,
                 baseline=baseline,
                 measure=measure,
                 seeds=tuple(seeds),
-                t=result,
+                t=paired(*values),
                 bootstrap=bootstrap_mean(np.subtract(*values)),
                 bootstrap_relative=bootstrap_ratio(*values),
-                p=corrected[arm],
-                n_arms=sum(not math.isnan(p) for p in corrected.values()),
-                sought=sought,
-                claimed=arm in claims,
-                n_needed=seeds_needed(sought, float(spread)),
                 without=without,
                 n_without=len(seeds) - len(sound),
+                correlation=correlation,
+                variance_ratio=ratio,
             )
         )
     return found
 
 
-def _shared(table: Table, arm: str, baseline: str) -> list[int]:
-    done = [{seed for seed, trained in table[name].items() if trained.state == "done"} for name in (arm, baseline)]
+def _shared(table: Table, arm: str, baseline: str, measure: Measure) -> list[int]:
+    done = [{seed for seed, one in table[name].items() if one.state == "done" and measure.name in one.figures} for name in (arm, baseline)]
     return sorted(done[0] & done[1])
 
 
@@ -180,17 +149,15 @@ def _pairs(table: Table, arm: str, baseline: str, seeds: Sequence[int], measure:
     return one, other
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number; a NaN is a test that was not made, and does not count.
+def pairing(arm: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
+    """Return what pairing by seed brings: the correlation of two arms, and var(arm - baseline) / (var(arm) + var(baseline)).
 
-    Source: Holm 1979, Scand. J. Statist. 6(2).   Checked against: the closed test procedure over all subsets.
+    NaN with fewer than 3 pairs, or where an arm does not vary.
     """
-    made = sorted((value, i) for i, value in enumerate(p) if not math.isnan(value))
-    corrected, most = [math.nan] * len(p), 0.0
-    for rank, (value, i) in enumerate(made):
-        most = max(most, min(1.0, (len(made) - rank) * value))
-        corrected[i] = most
-    return corrected
+    a, b = np.asarray(arm, dtype=float), np.asarray(baseline, dtype=float)
+    if len(a) < 3 or not (np.ptp(a) > 0 and np.ptp(b) > 0):
+        return math.nan, math.nan
+    return float(np.corrcoef(a, b)[0, 1]), float(np.var(a - b) / (np.var(a) + np.var(b)))
 
 
 def bootstrap_mean(differences: Any) -> Interval:
@@ -223,55 +190,44 @@ def bootstrap_ratio(arm: Sequence[float], baseline: Sequence[float]) -> Interval
     return Interval(float(low), float(high))
 
 
-def seeds_needed(difference: float, sd: float) -> int | None:
-    """Return the fewest pairs with which a two-sided paired t test at 5 % sees a true mean difference 8 times in 10.
-
-    sd: of the paired differences.   None where the difference is 0, sd is unknown, or MOST_SEEDS would not do.
-    Source: the noncentral t distribution, squared; Cohen 1988, ch. 2.   Checked against: simulation, G*Power's tables.
-    """
-    if not difference or not sd > 0:
-        return None
-    from scipy.stats import ncf, t
-
-    def power(n: int) -> float:
-        shift, edge = abs(difference) / sd * math.sqrt(n), t.ppf(1 - ALPHA / 2, n - 1)
-        return float(ncf.sf(edge**2, 1, n - 1, shift**2)) if shift < 30 else 1.0  # of t²: nct's far tail is NaN from shifts of 7 on
-
-    low, high = 1, 2
-    while power(high) < POWER:
-        low, high = high, 2 * high
-        if low > MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
-    return high if high <= MOST_SEEDS else None
-
-
 def collapses(table: Table, baseline: str) -> list[Collapses]:
-    """Count the trainings that collapsed in each arm, and test each arm against the baseline."""
+    """Count the trainings that were lost in each arm, and test each arm against the baseline."""
+    from scipy.stats import binomtest, fisher_exact
+
     counts = {}
     for arm, trained in table.items():
-        ended = [one for one in trained.values() if one.state in ("done", "diverged")]
-        counts[arm] = (len(ended), sum(one.collapsed for one in ended))
-    from scipy.stats import fisher_exact
+        ended = [one for one in trained.values() if one.state in ENDED]
+        counts[arm] = (len(ended), sum(one.is_lost for one in ended))
 
     def p(arm: str) -> float:
         rows = [(k, n - k) for n, k in (counts[arm], counts[baseline])]
         return math.nan if arm == baseline else float(fisher_exact(rows).pvalue)
 
-    return [Collapses(arm, n, k, p(arm)) for arm, (n, k) in counts.items()]
+    found = []
+    for arm, (n, k) in counts.items():
+        rate = binomtest(k, n).proportion_ci(1 - ALPHA, method="exact") if n else Interval(0.0, 1.0)
+        found.append(Collapses(arm, n, k, float(rate.low), float(rate.high), p(arm)))
+    return found
 
 
-def mcnemar(arm_right: Any, baseline_right: Any) -> tuple[int, int, float]:
-    """Compare two networks image by image: images that the arm alone has right, the baseline alone, and the exact p.
+def mcnemar(arm_right: Any, baseline_right: Any, image: Any = None) -> tuple[int, int, float]:
+    """Compare two networks image by image: images that the arm has right more often, the baseline more often, and the exact p.
 
     It is about these two networks only: another seed of the same arms may say the opposite.
-    Args:    arm_right, baseline_right: (n,) bool, the same images in the same order.
-    Source:  McNemar 1947, as scipy.stats.binomtest of the images on which the two disagree.
+
+    Args:
+        arm_right: (n,) bool, which pictures the arm has right.
+        baseline_right: (n,) bool, the same for the baseline, of the same pictures in the same order.
+        image: (n,) the source image of each picture, where an image is shown several times; one each by default. Copies
+            of one image are no independent evidence: an image counts once, for the network that has more of its copies right.
+
+    Source: McNemar 1947, as scipy.stats.binomtest of the images on which the two disagree; with copies, their sign test.
     """
     from scipy.stats import binomtest
 
-    arm_only, baseline_only = int((arm_right & ~baseline_right).sum()), int((baseline_right & ~arm_right).sum())
+    difference = np.asarray(arm_right, dtype=int) - np.asarray(baseline_right, dtype=int)
+    if image is not None:
+        difference = np.bincount(np.unique(image, return_inverse=True)[1], weights=difference)
+    arm_only, baseline_only = int((difference > 0).sum()), int((difference < 0).sum())
     n = arm_only + baseline_only
     return arm_only, baseline_only, float(binomtest(arm_only, n).pvalue) if n else 1.0

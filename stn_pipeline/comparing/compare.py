@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from stn_pipeline import tracking
-from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.answer import answers_of
 from stn_pipeline.comparing.comparefile import Block, CompareConfig
+from stn_pipeline.comparing.measures import measures_of
 from stn_pipeline.comparing.page import publish, told
-from stn_pipeline.comparing.source import Cell, Comparison
-from stn_pipeline.comparing.trained import single_pairs
+from stn_pipeline.comparing.source import Cell, Comparison, title_of
+from stn_pipeline.comparing.trained import differences, single_pairs, where
 from stn_pipeline.config import short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
@@ -18,6 +20,8 @@ from stn_pipeline.questions import WHERE
 from stn_pipeline.tracking import Run
 from stn_pipeline.training.engine import rehearse
 from stn_pipeline.training.fingerprint import fingerprint
+
+SAME_QUESTION, N_SEEDS = "comparison.question", "comparison.seeds"  # tags of a published answer
 
 
 def run(
@@ -42,6 +46,7 @@ def run(
             comparison = Comparison(config, cells, parent, experiment, say)
             comparison.recover()
             say(_opening(comparison))
+            comparison.take_looks()
             if comparison.n_left:
                 pool = somewhere.pool(comparison.n_left)
                 say(str(pool))
@@ -60,20 +65,42 @@ def run(
 def _publish(comparison: Comparison, command: str) -> None:
     """Put the answers on the comparison's run, and say them."""
     config = comparison.config
-    blocks = {cell.block: cell.config for cell in reversed(comparison.cells)}  # with the knobs of its first cell
-    answers, data = [], {}
-    for block in dict.fromkeys(cell.block for cell in comparison.cells):
-        table = comparison.table(block)
-        title = ", ".join(filter(None, (short_name(block.dataset), block.setting)))
-        answers.append(Answer(title, table, config.baseline, config.claims, single_pairs(table, config.baseline)))
-        data[title] = blocks[block]
-    title = f"compare {config.name}"
+    knobs = {cell.block: cell.config for cell in reversed(comparison.cells)}  # those of its first cell
+    blocks, data, pairs = [], {}, {}
+    for block in comparison.blocks:
+        title, table = title_of(block), comparison.table(block)
+        data[title], pairs[title] = knobs[block], single_pairs(table, config.baseline)
+        blocks.append((title, where([cell.config for cell in comparison.cells if cell.block == block], title), table))
+    answers = answers_of(
+        blocks, config.baseline, config.rules, config.seeds.values, comparison.look,
+        measures=measures_of(config.decide), claims=config.claims,
+    )  # fmt: skip
+    caveats = (*config.caveats, *_earlier_looks(comparison))
+    answers = [replace(one, single_pairs=pairs[one.title], caveats=(*caveats, *differences(one))) for one in answers]
     publish(
-        comparison.parent, answers, title, config.question, command, lambda answer: load(data[answer.title], announce=lambda line: None)
-    )
+        comparison.parent, answers, f"compare {config.name}", config.question, command,
+        lambda answer: load(data[answer.title], announce=lambda line: None), config.seeds.looks,
+    )  # fmt: skip
+    n_seeds = config.seeds.at_looks[comparison.look - 1]
+    comparison.parent.tag({SAME_QUESTION: _digest(config, comparison.cells, with_seeds=False), N_SEEDS: str(n_seeds)})
     for line in told(answers):
         comparison.say(line)
     comparison.say(f"run {comparison.parent.id}: report.html is among its artifacts")
+
+
+def _earlier_looks(comparison: Comparison) -> list[str]:
+    """Tell of answers to the same question that were published with fewer seeds: each was a chance to find something."""
+    question = _digest(comparison.config, comparison.cells, with_seeds=False)
+    n_seeds = comparison.config.seeds.at_looks[comparison.look - 1]
+    found = [record for record in tracking.search_runs({SAME_QUESTION: question}) if record.info.run_id != comparison.parent.id]
+    before = sorted({n for record in found if (n := int(record.data.tags[N_SEEDS])) < n_seeds})
+    if not before:
+        return []
+    looks = ", ".join(map(str, before))
+    return [
+        f"This question was answered before with {looks} seeds: this is look {len(before) + 1}, and p is not corrected for that. "
+        f"Planned looks (seeds: {{looks: [{looks}, {n_seeds}]}}) are."
+    ]
 
 
 def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]) -> list[Cell]:
@@ -83,17 +110,25 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
     """
     cells = []
     known: dict[str, Splits] = {}
-    for seed in config.seeds:
+    seeds = config.seeds.values
+    for seed in seeds:
         known.clear()  # a split for each seed, but never those of two at once
         for block in config.blocks():
+            tested: dict[str, str] = {}
             for arm in config.arms:
                 knobs = config.config(block, arm, seed)
                 device = somewhere.resolve(knobs.device, knobs.precision)
                 if knobs.data not in known:
-                    known[knobs.data] = load(knobs, announce=say if seed == config.seeds[0] else lambda line: None)
+                    known[knobs.data] = load(knobs, announce=say if seed == seeds[0] else lambda line: None)
                 splits = known[knobs.data]
-                if seed == config.seeds[0]:
+                if seed == seeds[0]:
                     rehearse(knobs, splits, device, say)
+                tested.setdefault(splits.digests()["test"], arm)
+                if len(tested) > 1:
+                    raise ConfigError(
+                        f"arms {' and '.join(tested.values())}: their test images differ on {block.dataset}, so nothing can be compared: "
+                        "were the files changed just now? else put what differs under settings:"
+                    )
                 knobs = knobs.model_copy(update={"dataset": splits.dataset})
                 cells.append(Cell(Block(splits.dataset, block.setting), arm, seed, knobs, fingerprint(knobs, splits, device)))
     names = {(short_name(cell.block.dataset), cell.block.setting, cell.arm, cell.seed) for cell in cells}
@@ -104,10 +139,7 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
 
 def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[Run, str]:
     """Return the comparison's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
-    asked = {key: value for key, value in config.plain().items() if key not in WHERE}
-    asked |= {"workers": 0, "cells": [cell.fingerprint for cell in cells]}  # workers: 0, as it was when comparisons were first named
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-    name, tags = f"compare {config.name}", {"stage": "compare", "comparison": config.name, "comparison.asked": digest}
+    name, tags = f"compare {config.name}", {"stage": "compare", "comparison": config.name, "comparison.asked": _digest(config, cells)}
     known = tracking.search_runs(tags)
     if known:
         run = Run(known[-1].info.run_id)
@@ -120,15 +152,28 @@ def _parent(config: CompareConfig, cells: list[Cell], experiment: str) -> tuple[
     return run, experiment
 
 
+def _digest(config: CompareConfig, cells: list[Cell], *, with_seeds: bool = True) -> str:
+    """Return a digest of what is asked; without seeds, of all that stays the same when only more of them are trained."""
+    if with_seeds:
+        asked = {key: value for key, value in config.plain().items() if key not in WHERE}
+        asked["cells"] = [cell.fingerprint for cell in cells]
+    else:
+        first = config.seeds.values[0]
+        asked = {"baseline": config.baseline, "decide": config.decide}
+        asked["arms"] = [[*cell.block, cell.arm, cell.config.learning_knobs() | {"seed": 0}] for cell in cells if cell.seed == first]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _opening(comparison: Comparison) -> str:
     config = comparison.config
-    cells, n_blocks = {cell.fingerprint for cell in comparison.cells}, len(set(cell.block for cell in comparison.cells))
-    told = f"compare {config.name}: {', '.join(config.arms)} (baseline {config.baseline}), {len(config.seeds)} seeds"
+    cells, n_blocks = {cell.fingerprint for cell in comparison.cells}, len(comparison.blocks)
+    seeds = " or ".join(map(str, config.seeds.at_looks))
+    told = f"compare {config.name}: {', '.join(config.arms)} (baseline {config.baseline}), {seeds} seeds"
     told += f", {n_blocks} times (data sets, settings)" if n_blocks > 1 else ""
-    lines = [f"{told}: {len(cells)} trainings; run {comparison.parent.id}"]
+    lines = [f"{told}: {'at most ' * bool(config.seeds.looks)}{len(cells)} trainings; run {comparison.parent.id}"]
     n_own = sum(training.is_over for training in comparison.trainings.by_key.values()) - len(comparison.reused)
     if n_own or comparison.reused:
         lines.append(f"going on: {n_own} done before, {len(comparison.reused)} runs of others with the same knobs, seed, data and code")
-    if len(config.seeds) == 1:
+    if len(config.seeds.values) == 1:
         lines.append("one seed says nothing about noise: give seeds: 2 or more for an interval")
     return "\n".join(lines)

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple, Self
 
 import yaml
-from pydantic import BeforeValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_serializer, model_validator
 
 from stn_pipeline import questions
-from stn_pipeline.config import MACHINE, DatasetName, Knobs, TrainConfig, knob
+from stn_pipeline.comparing.measures import LOSS, MEASURES
+from stn_pipeline.comparing.verdicts import Rules
+from stn_pipeline.config import MACHINE, TEST_IMAGES, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError, did_you_mean
 from stn_pipeline.questions import Question, names
 
@@ -18,15 +20,56 @@ OWN_KEY = {  # knobs that a comparison sets by a key of its own, and the key
 MOST_SEEDS = 1000
 
 
+class Seeds(BaseModel):
+    """The seeds of a comparison in the order in which they are trained.
+
+    looks: after how many of them the data are looked at; none where that is once, after all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    values: tuple[int, ...]
+    looks: tuple[int, ...] = ()
+
+    @model_serializer
+    def _as_in_a_file(self) -> Any:
+        return {"looks": list(self.looks)} if self.looks else list(self.values)
+
+    @property
+    def at_looks(self) -> tuple[int, ...]:
+        """How many seeds each look has."""
+        return self.looks or (len(self.values),)
+
+
 def _seeds(given: Any) -> Any:
+    if isinstance(given, Seeds):
+        return given
+    looks = _looks(given) if isinstance(given, dict) else ()
+    given = looks[-1] if looks else given
     if isinstance(given, bool) or not isinstance(given, (int, list, tuple)):
-        raise ValueError("must be a number of seeds, or a list of seeds")
-    seeds = list(range(given)) if isinstance(given, int) else list(given)
-    if not 1 <= len(seeds) <= MOST_SEEDS:
+        raise ValueError("must be a number of seeds, a list of seeds, or {looks: [5, 10, 20]}")
+    if not 1 <= (given if isinstance(given, int) else len(given)) <= MOST_SEEDS:
         raise ValueError(f"must be 1 to {MOST_SEEDS} seeds")
+    seeds = list(range(given)) if isinstance(given, int) else list(given)
     if len(set(map(str, seeds))) < len(seeds):
         raise ValueError("must name each seed once")
-    return seeds
+    if any(isinstance(seed, bool) or not isinstance(seed, int) for seed in seeds):
+        raise ValueError("must be whole numbers")
+    return Seeds(values=tuple(seeds), looks=looks)
+
+
+def _looks(given: dict[Any, Any]) -> tuple[int, ...]:
+    looks: Any = given.get("looks")
+    whole = isinstance(looks, (list, tuple)) and all(isinstance(n, int) and not isinstance(n, bool) for n in looks)
+    if set(given) != {"looks"} or not whole or len(looks) < 2 or sorted(set(looks)) != list(looks) or looks[0] < 2:
+        raise ValueError("must be {looks: [5, 10, 20]}: two or more rising numbers of seeds, the first at least 2")
+    return tuple(looks)
+
+
+def _measure(given: Any) -> Any:
+    if given not in MEASURES:
+        raise ValueError(f"choose {', '.join(MEASURES)}{did_you_mean(str(given), MEASURES)}")
+    return given
 
 
 class Block(NamedTuple):
@@ -34,6 +77,9 @@ class Block(NamedTuple):
 
     dataset: str
     setting: str
+
+
+MeasureName = Annotated[str, BeforeValidator(_measure)]
 
 
 class CompareConfig(Question):
@@ -46,7 +92,13 @@ class CompareConfig(Question):
         {"": {}}, help="circumstances in which to compare all arms anew: {name: {knob: value}}; none by default"
     )
     datasets: Annotated[tuple[DatasetName, ...], BeforeValidator(names)] = knob(("auto",), help="data sets to compare all arms on")
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = knob(10, help="how many seeds, from 0, or a list of them")
+    seeds: Annotated[Seeds, BeforeValidator(_seeds)] = knob(
+        10, help="how many seeds, from 0; a list of them; or {looks: [5, 10, 20]}, to stop as soon as every arm is decided"
+    )
+    decide: MeasureName = knob(LOSS.name, help=f"the measure that has verdicts; the others are described: {', '.join(MEASURES)}")
+    margin: float | None = knob(
+        None, help="differences below it do not matter: a share of the baseline's loss (0.05), or points of accuracy as 0..1", gt=0, lt=1
+    )
     claims: dict[str, float] = knob(
         {},
         help="by arm, a relative difference in test loss that somebody claims, as -0.15 for 15 % less",
@@ -76,20 +128,48 @@ class CompareConfig(Question):
             raise ValueError(f"baseline={self.baseline}: is no arm: choose {', '.join(self.arms)}{did_you_mean(self.baseline, self.arms)}")
         if len(set(self.datasets)) < len(self.datasets) or not self.datasets:
             raise ValueError(f"datasets={', '.join(self.datasets)}: must be at least one, each named once")
-        for seed in self.seeds:
-            questions.knobs("seeds", {"seed": seed}, {})
         for arm, claim in self.claims.items():
             if arm not in self.arms or arm == self.baseline:
                 others = [name for name in self.arms if name != self.baseline]
                 raise ValueError(f"claims.{arm}: is no arm beside the baseline: choose {', '.join(others)}{did_you_mean(arm, others)}")
             if not -1 < claim or not claim:
                 raise ValueError(f"claims.{arm}={claim:g}: must be a share above -1 and not 0, as -0.15 for 15 % less")
+        for seed in self.seeds.values:
+            questions.knobs("seeds", {"seed": seed}, {})
+        for block in self.blocks():
+            self._check_images(block)
         seen: dict[str, str] = {}
         for arm in self.arms:
-            twin = seen.setdefault(str([self.config(block, arm, 0).meaning() for block in self.blocks()]), arm)
+            twin = seen.setdefault(str([self.config(block, arm, 0).learning_knobs() for block in self.blocks()]), arm)
             if twin != arm:
                 raise ValueError(f"arms.{arm}: is the same network as arms.{twin}, so nothing could differ: change one of them")
         return self
+
+    def _check_images(self, block: Block) -> None:
+        """Check that all arms of a block are scored on the same images."""
+        ours = self.config(block, self.baseline, 0).learning_knobs()
+        for arm in self.arms:
+            theirs = self.config(block, arm, 0).learning_knobs()
+            for name in sorted(TEST_IMAGES):
+                if ours.get(name) != theirs.get(name):
+                    raise ValueError(
+                        f"arms.{arm}.{name}: {theirs.get(name)}, but {ours.get(name)} in {self.baseline}: the test images differ: nothing "
+                        "could be compared: put it under settings:, or train on both and score the runs with eval"
+                    )
+
+    @property
+    def rules(self) -> Rules:
+        """How verdicts are made."""
+        return Rules(MEASURES[self.decide], self.margin, self.seeds.looks)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader must know of the arms."""
+        shares = {arm: self.config(next(self.blocks()), arm, 0).val_fraction for arm in self.arms}
+        if len(set(shares.values())) == 1:
+            return ()
+        words = ", ".join(f"{arm} {share:g}" for arm, share in shares.items())
+        return (f"The arms are trained on different numbers of images (val_fraction: {words}).",)
 
     def blocks(self) -> Iterator[Block]:
         """Return every data set under every setting."""
@@ -115,6 +195,13 @@ class ExistingConfig(Knobs):
     by: Annotated[tuple[str, ...], BeforeValidator(names)] = knob(..., help="knobs or tags that tell arms apart, as transform,coordconv")
     baseline: str = knob("", help="the arm that the others are compared with; by default the one with the default values")
     claims: dict[str, float] = knob({}, help="by arm, a relative difference in test loss that is claimed")
+    decide: MeasureName = knob(LOSS.name, help=f"the measure that has verdicts: {', '.join(MEASURES)}")
+    margin: float | None = knob(None, help="differences below it do not matter, as in a comparison file", gt=0, lt=1)
+
+    @property
+    def rules(self) -> Rules:
+        """How verdicts are made."""
+        return Rules(MEASURES[self.decide], self.margin)
 
 
 def _line(value: Any) -> str:

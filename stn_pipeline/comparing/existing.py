@@ -1,16 +1,19 @@
 """Runs that exist already as arms: found by an MLflow filter, told apart by knobs or tags, paired by seed."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from stn_pipeline import tracking
-from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.answer import Answer, answers_of
 from stn_pipeline.comparing.arms import Trained
 from stn_pipeline.comparing.comparefile import ExistingConfig
+from stn_pipeline.comparing.measures import measures_of
 from stn_pipeline.comparing.page import publish, told
-from stn_pipeline.comparing.trained import single_pairs, trained
-from stn_pipeline.config import TrainConfig, default_of, short_name
+from stn_pipeline.comparing.trained import differences, single_pairs, trained, where
+from stn_pipeline.config import TEST_IMAGES, TrainConfig, default_of, short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError, StnError, did_you_mean
 from stn_pipeline.tracking import RunRecord
@@ -31,9 +34,11 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
 
     Raises: UserError where the filter finds too little, or more than arms and seeds tell apart.
     """
+    _check_filter(asked)
     found = _found(asked, say)
     baseline = _baseline(asked, [one.arm for one in found])
-    answers, data = [], {}
+    _check_claims(asked, baseline, {one.arm for one in found})
+    blocks, data, pairs = [], {}, {}
     names = Counter(short_name(dataset) for dataset in {one.config.dataset for one in found})
     for dataset in dict.fromkeys(one.config.dataset for one in found):
         own = [one for one in found if one.config.dataset == dataset]
@@ -47,10 +52,16 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
         if not table[baseline] or not any(table[arm] for arm in table if arm != baseline):
             say(f"{title}: has no run of {baseline} beside another arm and is left out")
             continue
-        answers.append(Answer(title, table, baseline, asked.claims, single_pairs(table, baseline)))
-        data[title] = own[0].config
-    if not answers:
+        _check_images(asked, title, table)
+        blocks.append((title, where([one.config for one in own], title), table))
+        data[title], pairs[title] = own[0].config, single_pairs(table, baseline)
+    if not blocks:
         raise RunError(f"runs={asked.runs}: on no data set is there {baseline} and another arm: widen the filter")
+    seeds = sorted({one.config.seed for one in found})
+    shared = {"measures": measures_of(asked.decide), "claims": asked.claims}
+    answers = answers_of(blocks, baseline, asked.rules, seeds, None, **shared)
+    caveats = ("The runs were chosen by a filter after they were trained: an answer is worth what that choice is.", *_outcomes(asked.runs))
+    answers = [replace(one, single_pairs=pairs[one.title], caveats=(*caveats, *differences(one))) for one in answers]
 
     def splits(answer: Answer) -> Splits | None:
         try:
@@ -68,6 +79,42 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
     for line in told(answers):
         say(line)
     say(f"run {run.id}: report.html is among its artifacts")
+
+
+def _check_filter(asked: ExistingConfig) -> None:
+    if re.search(r"\bmetrics?\s*\.", asked.runs):
+        raise ConfigError(
+            f"runs={asked.runs}: filters on metrics, which chooses runs by their outcome, so any difference could be had: "
+            "filter by params, tags and attributes"
+        )
+
+
+def _outcomes(words: str) -> list[str]:
+    """Return what is to be known of a filter that may leave out what went wrong."""
+    if re.search(r"\bstatus\b", words):
+        return ["The filter asks for a status, so trainings that diverged may be left out: do not trust its counts of lost ones."]
+    return []
+
+
+def _check_claims(asked: ExistingConfig, baseline: str, arms: set[str]) -> None:
+    for arm in asked.claims:
+        if arm not in arms - {baseline}:
+            others = sorted(arms - {baseline})
+            raise ConfigError(f"claims.{arm}: is no arm beside the baseline: choose {', '.join(others)}{did_you_mean(arm, others)}")
+
+
+def _check_images(asked: ExistingConfig, title: str, table: dict[str, dict[int, Trained]]) -> None:
+    """Check that the runs of a seed were scored on the same images."""
+    for seed in {seed for by_seed in table.values() for seed in by_seed}:
+        tested: dict[str, str] = {}
+        for arm, by_seed in table.items():
+            if seed in by_seed and by_seed[seed].state == "done":
+                tested.setdefault(by_seed[seed].digests.get("test", "unknown"), arm)
+        if len(tested) > 1:
+            raise RunError(
+                f"runs={asked.runs}: {' and '.join(tested.values())} were scored on different test images of {title} (seed {seed}): "
+                "compare runs of the same images, or score them with eval on the same"
+            )
 
 
 def _found(asked: ExistingConfig, say: Callable[[str], object]) -> list[Found]:
@@ -91,7 +138,12 @@ def _check_alike(asked: ExistingConfig, found: list[Found]) -> None:
     by_tag = bool(set(asked.by) - TrainConfig.model_fields.keys())
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in found:
-        groups.setdefault((one.config.dataset, one.arm if by_tag else ""), []).append(one.config.meaning())
+        groups.setdefault((one.config.dataset, one.arm if by_tag else ""), []).append(one.config.learning_knobs())
+    for knob in sorted(TEST_IMAGES & set(asked.by) - {"dataset"}):
+        if len({str(getattr(one.config, knob)) for one in found}) > 1:
+            raise ConfigError(
+                f"by={knob}: decides the test images, so nothing could be compared: compare at one {knob}, or score runs with eval"
+            )
     for knob in TrainConfig.model_fields:
         for (_, arm), meanings in groups.items():
             values = Counter(str(meaning[knob]) for meaning in meanings if knob in meaning)

@@ -17,7 +17,6 @@ import torch
 from stn_pipeline import figures
 from stn_pipeline.comparing import pictures
 from stn_pipeline.comparing.answer import Answer
-from stn_pipeline.comparing.arms import MEASURES
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import StnError
 from stn_pipeline.tracking import Run, load_checkpoint, metric_by_epoch, read_file
@@ -26,9 +25,10 @@ SHOWN_IMAGES = 8
 PROVENANCE = {"device": "device", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"}
 CAPTIONS = {
     "forest": "Each arm against the baseline. The thick line is the 95 % interval by t, the thin one by bootstrap; an interval that "
-    "holds 0 is no evidence of a difference, and one that ends in an arrow goes on. A cross is a difference that was claimed.",
+    "holds 0 is no evidence of a difference, and one that ends in an arrow goes on. A cross is a difference that was claimed; a band is "
+    "the margin.",
     "losses": "Loss per epoch, mean ± sd over the seeds. The test split is read once, at the end, so it has no curve.",
-    "seeds": "One line a seed, from the baseline to the arm, both trained with that seed; blue where the arm is better. "
+    "seeds": "One line a seed, from the baseline to the arm, both trained with that seed; its colour says which is better. "
     "A single run shows one of these lines.",
     "diagnostics": "What the localiser does on 256 validation images, a thin line a seed: dotted ones collapsed, "
     "and may lie far beyond the axes.",
@@ -44,9 +44,11 @@ def publish(
     question: str = "",
     command: str = "",
     splits: Callable[[Answer], Splits | None] | None = None,
+    looks: Sequence[int] = (),
 ) -> None:
     """Put the answers of all blocks on a comparison's run.
 
+    looks: after how many seeds the data were to be looked at, where that was more than once.
     splits: returns the data of a block, whose test images are shown under each arm; None where they are not to be had.
     """
     drawn: dict[str, bytes] = {}
@@ -59,7 +61,6 @@ def publish(
         folder = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
         drawn |= {f"{folder}{name}.png": content for name, content in own.items()}
         parts.append({"answer": answer, "pictures": {name: _embedded(content) for name, content in own.items()}, "seeds": _by_seed(answer)})
-    lines = [line for answer in answers for line in _told(answer, len(answers) > 1)]
     report = _template().render(
         title=title,
         question=question,
@@ -70,6 +71,9 @@ def publish(
         provenance=_provenance(answers),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         run_id=run.id,
+        decides=answers[0].decisive.words,
+        looks=looks,
+        advice=advice(answers),
         several=len(answers) > 1,
     )
     run.log_files({"report.html": report.encode(), "runs.csv": _csv(answers).encode()} | drawn)
@@ -77,23 +81,33 @@ def publish(
     for answer in answers:
         prefix = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
         differences = {
-            f"{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
-            for measure in MEASURES
+            f"compare/{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
+            for measure in answer.measures
             for contrast in answer.contrasts[measure]
         }
         run.log_metrics(differences)
-    run.tag({"answer": " ".join(lines)})
+    run.tag({"answer": " ".join(told(answers))})
     run.describe(_description(answers, question))
 
 
 def told(answers: Sequence[Answer]) -> list[str]:
-    """Return the answers as the console shows them."""
-    return [line for answer in answers for line in _told(answer, len(answers) > 1)]
+    """Return the answers as the console shows them: first the verdicts of all blocks, then what is to be known beside them."""
+    lines = [line for answer in answers for line in answer.verdict_sentences().values()]
+    for answer in answers:
+        prefix = f"{answer.title}: " if len(answers) > 1 else ""
+        lines += [prefix + line for line in [*answer.notes(), *answer.single_pairs_in_words()]]
+    return lines + advice(answers)
 
 
-def _told(answer: Answer, named: bool) -> list[str]:
-    prefix = f"{answer.title}: " if named else ""
-    return [prefix + line for line in [*answer.sentences(), *answer.single_pairs_in_words()]]
+def advice(answers: Sequence[Answer]) -> list[str]:
+    """Return how more could be known, where no difference is shown and no margin is named."""
+    verdicts = [verdict for answer in answers for verdict in answer.verdicts.values()]
+    if any(verdict.kind == "not shown" and verdict.margin is None and verdict.test for verdict in verdicts):
+        return [
+            "No difference shown is not equality: name a margin below which a difference does not matter (margin: 0.05) to ask for "
+            "that, and to be told how many seeds it takes."
+        ]
+    return []
 
 
 def _pictures(answer: Answer, splits: Callable[[Answer], Splits | None] | None) -> dict[str, bytes | None]:
@@ -146,7 +160,8 @@ def _warps(answer: Answer, splits: Splits | None) -> bytes | None:
 
 def _by_seed(answer: Answer) -> list[list[str]]:
     """Return a table: a heading, then a seed a row with each arm's figures."""
-    rows = [["seed", *(f"{arm}: loss, accuracy" for arm in answer.arms)]]
+    what = ", ".join(measure.words for measure in answer.measures)
+    rows = [["seed", *(f"{arm}: {what}" for arm in answer.arms)]]
     pairs = {(pair.arm, pair.seed): pair for pair in answer.single_pairs}
     for seed in sorted({seed for by_seed in answer.table.values() for seed in by_seed}):
         row = [str(seed)]
@@ -154,7 +169,8 @@ def _by_seed(answer: Answer) -> list[list[str]]:
             one, pair = answer.table[arm].get(seed), pairs.get((arm, seed))
             text: str = "–" if one is None else one.state
             if one is not None and one.state == "done":
-                text = ", ".join(f"{one.figures[measure.name]:.4f}" for measure in MEASURES) + (" (collapsed)" if one.collapsed else "")
+                text = ", ".join(f"{one.figures[measure.name]:.4f}" for measure in answer.measures if measure.name in one.figures)
+                text += " (collapsed)" if one.collapsed else ""
             row.append(text + (f"; McNemar p {pair.p:.2g}" if pair else ""))
         rows.append(row)
     return rows
@@ -173,11 +189,12 @@ def _provenance(answers: Sequence[Answer]) -> dict[str, list[str]]:
 def _csv(answers: Sequence[Answer]) -> str:
     text = io.StringIO()
     out = csv.writer(text)
-    out.writerow(["block", "arm", "seed", "state", "collapsed", *(measure.name for measure in MEASURES), "run_id", "why"])
+    measures = answers[0].measures
+    out.writerow(["block", "arm", "seed", "state", "collapsed", *(measure.name for measure in measures), "run_id", "why"])
     for answer in answers:
         for arm in answer.arms:
             for seed, one in sorted(answer.table[arm].items()):
-                figures = [one.figures.get(measure.name) for measure in MEASURES]
+                figures = [one.figures.get(measure.name) for measure in measures]
                 out.writerow([answer.title, arm, seed, one.state, one.collapsed, *figures, one.run_id, one.why])
     return text.getvalue()
 
@@ -186,15 +203,22 @@ def _description(answers: Sequence[Answer], question: str) -> str:
     parts = []
     for answer in answers:
         parts += [f"**{answer.title}**"] if len(answers) > 1 else []
-        lines = [f"* **{' '.join(verdict)}**" for verdict in answer.verdicts().values()]
-        parts.append("\n".join(lines + [f"* {line}" for line in [*answer.beside(), *answer.single_pairs_in_words()]]))
-        parts.append(answer.markdown())
+        lines = [f"* **{verdict}**" for verdict in answer.verdict_sentences().values()]
+        parts.append("\n".join(lines + [f"* {line}" for line in [*answer.notes(), *answer.single_pairs_in_words()]]))
+        parts.append(markdown(answer.rows()))
+    parts += advice(answers)
     parts += [f"*{question}*"] if question else []
     parts.append(
         "Under Artifacts: `report.html` (everything in one file, to download and to send on), `forest.png`, the loss curves, seeds, "
         "confusion matrices and warps of each block; every figure in `answer.json`, every run in `runs.csv`."
     )
     return "\n\n".join(parts)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, whose first row is its heading, as Markdown."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def _safe(name: str) -> str:

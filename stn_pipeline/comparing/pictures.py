@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stn_pipeline.comparing.answer import LOSS, Answer
-from stn_pipeline.comparing.arms import MEASURES, Interval, Measure
+from stn_pipeline.comparing.answer import Answer
+from stn_pipeline.comparing.arms import Interval
+from stn_pipeline.comparing.measures import LOSS, Measure
 from stn_pipeline.comparing.paired import Paired
 from stn_pipeline.figures import BLUE, GREY, INK, ORANGE, PALE, VERMILION, epoch_axis, log_axis, sheet, to_png
 
 COLOURS = (BLUE, VERMILION, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
 BASELINE = "#555555"
+BETTER, WORSE, EQUAL = "#1B7837", "#762A83", "#AAAAAA"  # no arm's colours
 DIAGNOSTICS = {
     "warp/shift": "mean |theta − identity|",
     "warp/outside": "share of points outside the image",
@@ -53,12 +55,14 @@ def _rows(answer: Answer, measure: Measure) -> list[_Row]:
 
 def forest(answers: Sequence[Answer], title: str) -> bytes | None:
     """Return every difference with its interval: thick by t (Fieller's for shares), thin by bootstrap, a cross what is claimed."""
-    n_rows = sum(len(_rows(answer, LOSS)) + 1 for answer in answers)
-    if not any(_rows(answer, LOSS) for answer in answers):
+    measures = answers[0].measures[:2]
+    n_rows = sum(len(_rows(answer, measures[0])) + 1 for answer in answers)
+    if not any(_rows(answer, measures[0]) for answer in answers):
         return None
     with sheet(9.2, 1.5 + 0.36 * n_rows, title) as figure:
-        panels = figure.subplots(1, len(MEASURES), sharey=True)
-        for axes, measure in zip(panels, MEASURES, strict=True):
+        panels = figure.subplots(1, len(measures), sharey=True)
+        margin = next((verdict.margin for verdict in answers[0].verdicts.values()), None)
+        for axes, measure in zip(panels, measures, strict=True):
             placed: list[tuple[float, _Row]] = []
             y, marks = 0.0, []
             for answer in answers:
@@ -71,6 +75,9 @@ def forest(answers: Sequence[Answer], title: str) -> bytes | None:
             _limits(axes, [row for _, row in placed], measure)
             for at, row in placed:
                 _interval(axes, row, at, measure)
+            if margin is not None and measure is measures[0]:
+                half = margin * (100 if measure.unit.relative else measure.unit.scale)
+                axes.axvspan(max(-half, axes.get_xlim()[0]), min(half, axes.get_xlim()[1]), color=PALE, zorder=0, linewidth=0)
             axes.axvline(0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             axes.set_yticks([at for at, _ in marks], [text for _, text in marks])
             for label in axes.get_yticklabels():
@@ -81,13 +88,15 @@ def forest(answers: Sequence[Answer], title: str) -> bytes | None:
             axes.grid(axis="x")
             unit = "% of the baseline" if measure.unit.relative else measure.unit.name
             better = "left is better" if measure.smaller_is_better else "right is better"
-            axes.set_xlabel(f"{measure.name.replace('/', ' ')}: difference in {unit} ({better})")
+            axes.set_xlabel(f"{measure.words}: difference in {unit} ({better})")
         named: dict[str, dict[str, Any]] = {"95 % interval by t": {"linewidth": 3}, "by bootstrap": {"linewidth": 1}}
         if any(answer.claims for answer in answers):
             named["claimed"] = {"marker": "x", "linestyle": "none"}
+        if margin is not None:
+            panels[0].axvspan(0, 0, color=PALE, label="within the margin")
         for name, style in named.items():
             panels[0].plot([], [], color=GREY, label=name, **style)
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=4)
         return to_png(figure)
 
 
@@ -220,28 +229,33 @@ def diagnostics(answer: Answer, histories: Histories, title: str) -> bytes | Non
 
 
 def seeds(answer: Answer, title: str) -> bytes | None:
-    """Return a line a seed from the baseline to each arm, blue where the arm is better: how often a single pair would have misled."""
+    """Return a line a seed from the baseline to each arm, coloured by which is better: how often a single pair would mislead."""
     arms = [arm for arm in answer.arms[1:] if answer.of(arm)]
     if not arms:
         return None
     with sheet(max(4.5, 1.2 + 2.0 * len(arms)), 6.0, title) as figure:
         grid = figure.subplots(2, len(arms), sharey="row", squeeze=False)
-        for row, measure in zip(grid, MEASURES, strict=True):
+        for row, measure in zip(grid, answer.measures[:2], strict=True):
             base = answer.values(answer.baseline, measure)
             for axes, arm in zip(row, arms, strict=True):
                 own = answer.values(arm, measure)
                 shared = sorted(base.keys() & own.keys())
-                n_better = sum((own[seed] < base[seed]) == measure.smaller_is_better and own[seed] != base[seed] for seed in shared)
-                for seed in shared:
-                    better = (own[seed] < base[seed]) == measure.smaller_is_better
-                    axes.plot([0, 1], [base[seed], own[seed]], color=BLUE if better else VERMILION, marker="o", markersize=3.5, linewidth=1)
+                gains = {seed: (base[seed] - own[seed]) * (1 if measure.smaller_is_better else -1) for seed in shared}
+                for seed, gain in gains.items():
+                    colour = BETTER if gain > 0 else WORSE if gain < 0 else EQUAL
+                    axes.plot([0, 1], [base[seed], own[seed]], color=colour, marker="o", markersize=3.5, linewidth=1)
                 axes.set_xticks([0, 1], [answer.baseline, arm])
                 axes.set_xlim(-0.25, 1.25)
-                axes.set_title(f"better in {n_better} of {len(shared)}")
+                n_equal = sum(not gain for gain in gains.values())
+                equal = f", equal in {n_equal}" if n_equal else ""
+                axes.set_title(f"better in {sum(gain > 0 for gain in gains.values())} of {len(shared)}{equal}")
                 axes.grid(axis="y")
             if measure is LOSS:
                 log_axis(row[0], np.array([value for arm in (answer.baseline, *arms) for value in answer.values(arm, measure).values()]))
-            row[0].set_ylabel(measure.name.replace("/", " ") + (f" ({measure.unit.name})" if measure is LOSS else ""))
+            row[0].set_ylabel(measure.words + (f" ({measure.unit.name})" if measure is LOSS else ""))
+        for name, colour in (("better", BETTER), ("worse", WORSE), ("equal", EQUAL)):
+            grid[0][0].plot([], [], color=colour, label=f"the arm is {name}")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return to_png(figure)
 
 

@@ -47,7 +47,7 @@ def make_ready(splits: Splits, which: str, known: Known, *, own: bool) -> tuple[
     split = getattr(splits, which)
     index, warnings = match(splits.classes, split.labels.unique().tolist(), known.classes, f"dataset={splits.dataset}", known.run_id)
     split = replace(split, labels=torch.tensor(index, device=split.labels.device)[split.labels])
-    split = split if index == sorted(index) else split.take(split.in_order(np.arange(len(split))))
+    split = split if index == sorted(index) else split.ordered()
     ready = splits.put(which, split, known.classes)
     as_trained = known.digests.get(which) == ready.digests()[which]
     if split.ids is not None and known.members:

@@ -4,7 +4,7 @@ Shapes: N images, C channels, H W image size, K classes.
 """
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,11 +21,13 @@ class Split:
     """Images uint8 (N, C, H, W), contiguous, 0..255, and their labels int64 (N,), 0..K-1.
 
     ids: int64 (N,), what each image is, wherever it stands: a hash of its pixels. None where the set never changes.
+    draws: how often each source image is in it, distorted in another way each time: image i shows source i mod N / draws.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor | None = None
+    draws: int = field(default=1, kw_only=True)
 
     def __len__(self) -> int:
         """N."""
@@ -33,7 +35,7 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """Return the split on `device`; the ids stay on the CPU."""
-        return Split(self.images.to(device), self.labels.to(device), self.ids)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def draw(self, epoch: int) -> "Split":
         """Return what an epoch trains on: the same each time, but for a split that is distorted."""
@@ -45,16 +47,24 @@ class Split:
         return torch.arange(n, device=self.images.device) * len(self) // n
 
     def take(self, index: np.ndarray) -> "Split":
-        """Return the images at `index` int64 (n,), copied."""
+        """Return the images at `index` int64 (n,), copied; of several draws of an image all or none, in their order."""
         at = torch.from_numpy(index)
         ids, at = None if self.ids is None else self.ids[at], at.to(self.images.device)
-        return Split(self.images[at].contiguous(), self.labels[at], ids)
+        return Split(self.images[at].contiguous(), self.labels[at], ids, draws=self.draws)
 
     def in_order(self, index: np.ndarray) -> np.ndarray:
         """Return some indices in the order in which the images stand in a split: by label and id, or as they are without ids."""
         if self.ids is None:
             return index
         return index[np.lexsort((self.ids.numpy()[index], self.labels.cpu().numpy()[index]))]
+
+    def ordered(self) -> "Split":
+        """Return the split in that order, in each of its draws."""
+        if self.ids is None:
+            return self
+        n = len(self) // self.draws
+        first = self.in_order(np.arange(n))
+        return self.take(np.concatenate([first + n * draw for draw in range(self.draws)]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +97,7 @@ def distorted(splits: "Splits", kind: str, draws: int, seed: int) -> "Splits":
         if not len(split):
             return split
         ids = None if split.ids is None else split.ids.repeat(draws)
-        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws), ids)
+        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws), ids, draws=draws)
 
     train = Distorted.of(splits.train, kind, seed) if len(splits.train) else splits.train
     return replace(splits, train=train, val=fixed(splits.val, "val"), test=fixed(splits.test, "test"))

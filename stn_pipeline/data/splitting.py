@@ -73,7 +73,7 @@ def cut_test(raw: RawData, announce: Announce) -> tuple[Split, Split]:
         DataError: a class has too few images for a test split.
     """
     if raw.test is not None:
-        return raw.train, raw.test if raw.test.ids is None else raw.test.take(raw.test.in_order(np.arange(len(raw.test))))
+        return raw.train, raw.test.ordered()
     if raw.train.ids is not None:
         keep, held = hold_out(raw, raw.train, TEST_FRACTION, "test", announce, spare=2)
     else:

@@ -126,6 +126,7 @@ def evaluate_run(
         "confusion_matrix.json", {"classes": list(classes), "rows": "true", "columns": "predicted", "counts": scores.confusion.tolist()}
     )
     predictions = {"label": scores.labels.numpy(), "predicted": scores.predicted.numpy()}
+    predictions |= {"image": scores.source_image} if scores.draws > 1 else {}
     run.log_files(_pictures(network, split, classes, scores, title) | {"predictions.npz": _npz(predictions)})
     return summary
 
@@ -166,7 +167,7 @@ def _pictures(network: Network, split: Split, classes: tuple[str, ...], scores: 
 def in_words(scores: dict[str, Any]) -> str:
     """Return loss, accuracy and its interval, as in `loss 0.0312 nats, accuracy 0.9905 (95 % CI 0.9884 to 0.9922, n=10000)`."""
     low, high = scores["accuracy_95"]
-    return f"loss {scores['loss']:.4f} nats, accuracy {scores['accuracy']:.4f} (95 % CI {low:.4f} to {high:.4f}, n={scores['n']})"
+    return f"loss {scores['loss']:.4f} nats, accuracy {scores['accuracy']:.4f} (95 % CI {low:.4f} to {high:.4f}, n={scores['n_images']})"
 
 
 def headline(title: str, scores: dict[str, Any], note: str, split: str = "test") -> str:

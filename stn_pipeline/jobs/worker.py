@@ -105,7 +105,7 @@ def _checkpoint_of(job: Job, splits: Splits) -> Checkpoint | None:
         checkpoint = load_checkpoint(job.resume)
     except RunError:
         return None
-    same_knobs = checkpoint.config.meaning() == job.config.meaning()
+    same_knobs = checkpoint.config.learning_knobs() == job.config.learning_knobs()
     return checkpoint if same_knobs and checkpoint.digests == splits.digests() else None
 
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import yaml
 
-from stn_pipeline.comparing import NATS, POINTS, Paired, in_words, paired
+from stn_pipeline.comparing.arms import Trained, contrasts
+from stn_pipeline.comparing.measures import ACCURACY, LOSS
+from stn_pipeline.comparing.paired import Paired, paired
+from stn_pipeline.comparing.sentences import described, verdict_sentence
+from stn_pipeline.comparing.verdicts import Rules, judge
 from stn_pipeline.search.pictures import pictures
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.sweepfile import in_words as space_in_words
 
 BEST_SHOWN = 5
-UNITS = {"test/loss": (NATS, True), "test/accuracy": (POINTS, False)}
+UNITS = {"test/loss": LOSS, "test/accuracy": ACCURACY}
 
 
 def publish(search: Search) -> str:
@@ -62,11 +66,16 @@ def _answer(search: Search) -> list[str]:
     pairs = _pairs(search)
     if pairs:
         missing = max(0, sweep.final - next(iter(pairs.values())).n)
-        lines = [
-            in_words(pair, what.replace("/", " "), arm="tuned", baseline="default", smaller_is_better=UNITS[what][1], unit=UNITS[what][0])
-            for what, pair in pairs.items()
-        ]
-        lines = [line[0].upper() + line[1:] + "." for line in lines]
+        by_what = {what: search.pairs(what) for what in UNITS}
+        table = {
+            arm: {
+                seed: Trained("done", {what: own[i][seed] for what, own in by_what.items()}) for seed in range(len(by_what["test/loss"][0]))
+            }
+            for i, arm in enumerate(("tuned", "default"))
+        }
+        verdict = judge(table["tuned"], table["default"], ("tuned", "default"), Rules())
+        lines = [verdict_sentence(verdict, contrasts(table, "default", LOSS)[0], study.dataset) + "."]
+        lines += [f"Test accuracy: {described(contrasts(table, 'default', ACCURACY)[0])}."]
         return lines + ([f"{missing} of {sweep.final} pairs are missing: {_why_missing(search)}."] if missing else [])
     why = f"the final trainings are missing: {_why_missing(search)}" if sweep.final else "final is 0, so no test split was read"
     values = f"{_short(search, study.best.number)} against {_default_value(search)} of the default configuration, on validation"

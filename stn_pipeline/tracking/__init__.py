@@ -4,6 +4,7 @@ from stn_pipeline.tracking.away import in_a_hurry, is_away, watched
 from stn_pipeline.tracking.found import (
     RunRecord,
     check_resumable,
+    data_digests,
     filter_runs,
     find_run,
     load_checkpoint,
@@ -36,6 +37,7 @@ __all__ = [
     "close_orphans",
     "closing",
     "create_run",
+    "data_digests",
     "disown_run",
     "environment",
     "experiment_id",

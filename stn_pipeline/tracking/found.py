@@ -12,6 +12,7 @@ import psutil
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from stn_pipeline.errors import RunError
 from stn_pipeline.tracking.away import first_line
@@ -47,6 +48,16 @@ def _search(words: str) -> list[RunRecord]:
         max_results=50_000,
         output_format="list",
     )
+    return found
+
+
+def data_digests(record: RunRecord) -> dict[str, str]:
+    """Return the checksum of each split that a run was trained and scored on, by the split's name; empty where it has none yet."""
+    inputs = record.inputs.dataset_inputs if record.inputs is not None else []
+    found = {}
+    for one in inputs:
+        context = next((tag.value for tag in one.tags if tag.key == MLFLOW_DATASET_CONTEXT), "")
+        found[context] = str(one.dataset.digest)
     return found
 
 

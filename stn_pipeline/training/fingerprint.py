@@ -27,7 +27,7 @@ def fingerprint(config: TrainConfig, splits: Splits, device: torch.device) -> st
 
     The data set counts by its pixels and labels, not by its name or place.
     """
-    knobs = {name: value for name, value in config.meaning().items() if name != "dataset"}
+    knobs = {name: value for name, value in config.learning_knobs().items() if name != "dataset"}
     where = {"torch": torch.__version__.partition("+")[0], "device": device.type}
     content = {"knobs": knobs, "data": splits.digests(), "code": code_version()} | where
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
