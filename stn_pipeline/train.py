@@ -40,7 +40,7 @@ def train(argv: Sequence[str]) -> None:
         splits = load(config, device)
         config = config.model_copy(update={"dataset": splits.dataset})
         engine = dry_run(config, splits, device, announce=say)  # before there is a run
-        if resume is not None and resume.digests != splits.digests():
+        if resume is not None and (resume.digests, resume.classes) != (splits.digests(), splits.classes):
             raise DataError(f"resume={run_id}: {splits.dataset} has not the images it was trained on: restore them, or start a new run")
 
         title = jobs.title_of(config, splits)

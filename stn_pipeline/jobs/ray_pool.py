@@ -98,8 +98,9 @@ class RayPool:
         key = tuple(getattr(config, knob) for knob in SOURCE)
         if key not in self._data:
             raw = read(config, announce=lambda line: None)
-            splits = {name: (s.images.numpy(), s.labels.numpy()) for name, s in (("train", raw.train), ("test", raw.test)) if s is not None}
-            self._data[key] = ray.put({"name": raw.name, "classes": raw.classes} | splits)
+            parts = {name: s for name, s in (("train", raw.train), ("test", raw.test)) if s is not None}
+            splits = {name: [t.numpy() for t in (s.images, s.labels, s.ids) if t is not None] for name, s in parts.items()}
+            self._data[key] = ray.put({"name": raw.name, "classes": raw.classes, "bits": raw.bits} | splits)
         return self._data[key]
 
     def answer(self, job: Job, go_on: bool) -> None:
@@ -238,4 +239,4 @@ def _get(reference: Any) -> RawData:
     except ray.exceptions.RayError as error:
         raise LostError(f"the images could not be fetched: {one_line(error)}") from error
     splits = {name: Split(*(torch.tensor(array) for array in raw[name])) for name in ("train", "test") if name in raw}
-    return RawData(raw["name"], splits["train"], splits.get("test"), raw["classes"])
+    return RawData(raw["name"], splits["train"], splits.get("test"), raw["classes"], raw["bits"])

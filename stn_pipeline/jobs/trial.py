@@ -59,7 +59,7 @@ def run_trial(
     last, kept_at = resume and replace(resume, under=under), time.monotonic()
     for epoch in _telling(run, fit(network, splits.train, splits.val, config, resume.state if resume else None, tick, engine)):
         run.log_epoch(epoch.record, None if lean else _strip(network, shown))
-        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests, under)
+        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests, under, splits.members, splits.reading)
         if not lean or epoch.record.number == config.epochs or time.monotonic() > kept_at + LEAN_CHECKPOINT_S:
             run.log_checkpoint(last)
             kept_at = time.monotonic()

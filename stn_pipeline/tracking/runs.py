@@ -137,6 +137,8 @@ class Run:
         source = CodeDatasetSource(tags={"dataset": splits.dataset})
         inputs = []
         for context, digest in splits.digests().items():
+            if not len(getattr(splits, context)):  # only another split was read, to be scored
+                continue
             data = MetaDataset(source, name=f"{splits.name}-{context}-{len(getattr(splits, context))}", digest=digest)
             inputs.append(DatasetInput(data._to_mlflow_entity(), [InputTag(MLFLOW_DATASET_CONTEXT, context)]))
         for attempt in range(LOG_INPUTS_TRIES):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.model import Network, build
@@ -27,6 +28,7 @@ class Checkpoint:
     """The knobs (dataset as it was really used), what the network was built for, the training state, the data's checksums.
 
     under: the conditions of all its epochs (training.fingerprint); a checkpoint of an earlier version knows none.
+    members and reading: which images of a folder each split held, and how they were read, as Splits has them.
     """
 
     config: TrainConfig
@@ -35,6 +37,8 @@ class Checkpoint:
     state: State
     digests: dict[str, str] = field(default_factory=dict)
     under: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Tensor] = field(default_factory=dict)
+    reading: tuple[int, ...] = ()
 
     def build_best(self) -> Network:
         """Return the network at its best epoch's weights, on the CPU, in evaluation mode.
@@ -55,6 +59,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "state": vars(checkpoint.state),
         "digests": checkpoint.digests,
         "under": checkpoint.under,
+        "members": checkpoint.members,
+        "reading": checkpoint.reading,
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -87,6 +93,8 @@ def _load(path: Path) -> Checkpoint | None:
             state=State(**content["state"]),
             digests=content["digests"],
             under=content.get("under", {}),
+            members=content.get("members", {}),  # earlier versions kept none
+            reading=tuple(content.get("reading", ())),
         )
     except Exception:  # what is no checkpoint can raise anything: errors of zlib, struct, codecs, pickle, memory
         return None
