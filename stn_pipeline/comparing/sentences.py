@@ -56,9 +56,9 @@ def _with_seeds(result: Paired, measure: Measure) -> str:
 
 def _by_rank(verdict: Verdict, where: str) -> str:
     n = len(verdict.seeds)
-    lost = f"{verdict.arm} lost {verdict.lost} of {n} seeds on {where} (diverged, crashed or collapsed), "
-    lost += f"{verdict.baseline} {verdict.baseline_lost}"
-    test = f"by signed rank over all {n} seeds, a lost one being worst"
+    lost = f"{verdict.arm} lost {verdict.lost} of {n} seeds and {verdict.baseline} {verdict.baseline_lost}"
+    lost += f" on {where}, by divergence, crash or collapse"
+    test = f"by signed rank over all {n}, a lost one being worst"
     if verdict.kind == "not shown":
         few = least_pairs(verdict.level)
         doubt = f" ({_corrected(verdict)})" if not math.isnan(verdict.p) else ""
