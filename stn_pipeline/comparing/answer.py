@@ -151,9 +151,12 @@ class Answer:
         return needed_for_difference(difference, self._sd(arm, LOSS), usual.n, _level(verdict))
 
     def needed_for_margin(self, arm: str) -> Needed | None:
-        """Return the seeds that would show equivalence within the margin, were the arms equal; None without margin, or one pair."""
+        """Return the seeds that would show equivalence within the margin, were the arms equal.
+
+        None without margin, of one pair, and once a seed is lost, since equivalence is not shown by ranks.
+        """
         contrast, verdict = self.of(arm), self.verdicts[arm]
-        if contrast is None or contrast.sound is None or verdict.margin is None:
+        if contrast is None or contrast.sound is None or verdict.margin is None or verdict.test == "signed rank":
             return None
         size = verdict.margin * (abs(contrast.sound.baseline_mean) if self.decisive.unit.relative else 1)
         return needed_for_equivalence(size, self._sd(arm, self.decisive), contrast.sound.n, _level(verdict))

@@ -6,6 +6,7 @@ The seeds that are there tell the spread only roughly, so an answer is a range: 
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,7 @@ def seeds_for_equivalence(margin: float, sd: float, level: float) -> int | None:
     return _fewest(power)
 
 
+@lru_cache(maxsize=512)  # the search for a number of seeds begins at the same numbers each time
 def _spreads(freedom: int) -> npt.NDArray[np.float64]:
     """Return STRATA equally likely values of an estimated standard deviation whose truth is 1."""
     from scipy.special import chdtri

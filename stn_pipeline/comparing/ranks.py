@@ -7,7 +7,7 @@ from math import isnan, nan, sqrt
 import numpy as np
 import numpy.typing as npt
 
-EXACT_UP_TO = 150  # pairs; beyond, the normal approximation is right to three digits
+EXACT_UP_TO = 150  # pairs; beyond, the normal approximation is within 4 hundredths of p where p matters
 
 
 def signed_rank(differences: Sequence[float]) -> tuple[float, float]:

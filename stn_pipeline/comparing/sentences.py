@@ -24,7 +24,7 @@ def verdict_sentence(verdict: Verdict, contrast: Contrast | None, where: str) ->
         sound = contrast.sound if contrast else None
         return _by_rank(verdict, where) + (f"; {_sound(sound, verdict.measure)}" if sound else "")
     if contrast is None or not verdict.seeds:
-        return f"{verdict.arm} shares no seed with {verdict.baseline} on {where} that both have done: there is nothing to compare"
+        return f"{verdict.arm} and {verdict.baseline} have no seed that both have done on {where}: there is nothing to compare"
     result, measure = contrast.t, verdict.measure
     if result.n == 1:
         levels = (f"{mean * measure.unit.scale:.4g}{measure.unit.level}" for mean in (result.arm_mean, result.baseline_mean))
@@ -32,16 +32,17 @@ def verdict_sentence(verdict: Verdict, contrast: Contrast | None, where: str) ->
         return f"{pair}: a single pair says nothing about noise; give at least 2 seeds"
     if verdict.test is None:
         size = difference(result, measure, signed=True, with_interval=False)
-        same = f"{verdict.arm} v {verdict.baseline} on {where}: {measure.words} {size}, the same in each of {result.n} seeds"
+        same = f"{verdict.arm} v {verdict.baseline} on {where}: {measure.words} differs by {size} in each of {result.n} seeds"
         return f"{same}: no spread to judge it by; check that the arms and the seeds differ"
     if verdict.kind == "not shown":
-        doubt = "" if not result.p <= ALPHA else f"; p = {result.p:.2g}, {_corrected(verdict)}"
+        alone = f"{_p(result.p, ALPHA)} alone, but " if verdict.n_verdicts > 1 else ""
+        doubt = f"; {alone}{_corrected(verdict)}" if result.p <= ALPHA else ""
         return (
             f"{verdict.arm} v {verdict.baseline}: no difference in {measure.words} shown on {where}: {_with_seeds(result, measure)}{doubt}"
         )
     if verdict.kind == "equivalent":
         equal = f"{verdict.arm} is equivalent to {verdict.baseline} in {measure.words} within {margin(verdict)} on {where}"
-        return f"{equal}: {_with_seeds(result, measure)}, {_corrected(verdict, equivalent=True)}"
+        return f"{equal}: {_with_seeds(result, measure)}, two one-sided tests, {_corrected(verdict, equivalent=True)}"
     verb = "lowers" if result.difference < 0 else "raises"
     small = f", though within the margin of {margin(verdict)}" if verdict.within_margin else ""
     size, _, bracket = difference(result, measure, signed=False).partition(" (")
@@ -55,16 +56,19 @@ def _with_seeds(result: Paired, measure: Measure) -> str:
 
 def _by_rank(verdict: Verdict, where: str) -> str:
     n = len(verdict.seeds)
-    lost = f"{verdict.arm} lost {verdict.lost} of {n} seeds on {where}, {verdict.baseline} {verdict.baseline_lost}"
-    test = f"by signed rank over all {n} seeds, a lost one being worst"
+    lost = f"{verdict.arm} lost {verdict.lost} of {n} seeds and {verdict.baseline} {verdict.baseline_lost}"
+    lost += f" on {where}, by divergence, crash or collapse"
+    test = f"by signed rank over all {n}, a lost one being worst"
     if verdict.kind == "not shown":
         few = least_pairs(verdict.level)
-        doubt = f" (p = {verdict.p:.2g})" if not math.isnan(verdict.p) else ""
+        doubt = f" ({_corrected(verdict)})" if not math.isnan(verdict.p) else ""
         more = f"; with fewer than {few} seeds this test cannot show one" if n < few else ""
         return f"{lost}: {test}, no difference in {verdict.measure.words} is shown{doubt}{more}"
     favour = f"{verdict.kind} than {verdict.baseline} in {verdict.measure.words}"
     if verdict.kind == "better" and verdict.lost_more:
         favour += ", but only where it is not lost, and it is lost more often"
+    elif verdict.kind == "worse" and verdict.lost < verdict.baseline_lost:
+        favour += ", though it is lost less often"
     return f"{lost}: {test}, {verdict.arm} is {favour} ({_corrected(verdict)})"
 
 
@@ -75,10 +79,17 @@ def _sound(result: Paired, measure: Measure) -> str:
 
 def _corrected(verdict: Verdict, *, equivalent: bool = False) -> str:
     """Return the p that decides, in words."""
-    p = verdict.p_equivalent if equivalent else verdict.p
-    told = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    told = _p(verdict.p_equivalent if equivalent else verdict.p, verdict.level)
     told += f" by Holm over {verdict.n_verdicts} verdicts" if verdict.n_verdicts > 1 else ""
-    return told + (f" at look {verdict.look} of {verdict.n_looks}, which may spend {verdict.level:.3f}" if verdict.n_looks > 1 else "")
+    return told + (f" at look {verdict.look} of {verdict.n_looks}, which may spend {verdict.level:.3g}" if verdict.n_looks > 1 else "")
+
+
+def _p(p: float, level: float) -> str:
+    """Return p in words, with the digits it takes to read on that side of the level on which it is."""
+    if p < 1e-4 <= level:
+        return "p < 0.0001"
+    digits = next((k for k in range(2, 17) if (float(f"{p:.{k}g}") <= level) == (p <= level)), 17)
+    return f"p = {p:.{digits}g}"
 
 
 def described(contrast: Contrast) -> str:
@@ -120,7 +131,8 @@ def numbers(middle: float, *ends: float, decimals: int, signed: bool) -> tuple[s
     """Return numbers with as many decimals as it takes that no end reads 0 but 0."""
     enough = next((k for k in range(decimals, 12) if all(round(end, k) or not end for end in ends or (middle,))), 12)
     form = f"{{:{'+' if signed else ''}z.{enough}f}}"
-    return tuple(form.format(number).replace("-", "−").replace("+0." + "0" * enough, "0." + "0" * enough) for number in (middle, *ends))
+    told = (form.format(number) for number in (middle, *ends))
+    return tuple(text.lstrip("+") if not float(text) else text.replace("-", "−") for text in told)
 
 
 def percent(share: float) -> str:

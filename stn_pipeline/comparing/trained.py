@@ -1,13 +1,14 @@
 """Tracked runs as what came of trainings: the bridge from MLflow's records to the numbers that arms are compared by."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stn_pipeline.comparing.arms import SinglePair, State, Table, Trained, mcnemar
-from stn_pipeline.comparing.measures import REQUIRED
+from stn_pipeline.comparing.measures import LOSS, REQUIRED
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.tracking import RunRecord, data_digests, read_file
 
@@ -47,6 +48,8 @@ def trained(record: RunRecord) -> Trained:
     tags, metrics, status = record.data.tags, record.data.metrics, record.info.status
     collapsed, run_id, digests = tags.get("collapsed") == "true", record.info.run_id, data_digests(record)
     if status == "FINISHED" and all(measure.name in metrics for measure in REQUIRED):
+        if math.isnan(metrics[LOSS.name]):
+            return Trained("diverged", {}, True, run_id, f"its {LOSS.words} is nan", tags, digests)
         return Trained("done", metrics, collapsed, run_id, tags=tags, digests=digests)
     if status == "FAILED" and collapsed:
         state: State = "crashed" if tags.get("crashed") == "true" else "diverged"

@@ -150,7 +150,7 @@ def judge(arm: Mapping[int, Trained], baseline: Mapping[int, Trained], names: tu
 
 def _test(table: Table, arm: str, baseline: str, rules: Rules, seeds: Sequence[int]) -> _Tested:
     measure, margin = rules.measure, rules.margin
-    ended = [seed for seed in seeds if _ended(table, arm, seed) and _ended(table, baseline, seed)]
+    ended = [seed for seed in seeds if all(_ended(table[name].get(seed), measure) for name in (arm, baseline))]
     ours, theirs = ([table[name][seed] for seed in ended] for name in (arm, baseline))
     lost, baseline_lost = sum(one.is_lost for one in ours), sum(one.is_lost for one in theirs)
     nothing = math.nan
@@ -171,9 +171,9 @@ def _test(table: Table, arm: str, baseline: str, rules: Rules, seeds: Sequence[i
     return _Tested(tuple(ended), None if math.isnan(p) else "t", p, equal, better, 0, 0)
 
 
-def _ended(table: Table, name: str, seed: int) -> bool:
-    """Say whether a training's outcome counts: whatever failed for another reason, or is missing, says nothing about its arm."""
-    return seed in table[name] and table[name][seed].state in ENDED
+def _ended(one: Trained | None, measure: Measure) -> bool:
+    """Say whether an outcome counts: a training that is missing, failed for another reason or was not measured says nothing of its arm."""
+    return one is not None and one.state in ENDED and (one.is_lost or measure.name in one.figures)
 
 
 def _value(one: Trained, measure: Measure) -> float:
