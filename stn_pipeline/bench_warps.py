@@ -6,13 +6,12 @@ All take turns, so that a drifting machine slows all. Beside ours stands libcpab
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from stn_pipeline import cli
 from stn_pipeline.config import DEVICE_HELP, DeviceName, Knobs, knob
-from stn_pipeline.errors import ConfigError
+from stn_pipeline.paths import for_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +34,7 @@ class BenchWarpsConfig(Knobs):
 def bench_warps(argv: Sequence[str]) -> None:
     """Time as the flags say, print a table and, where asked, write JSON."""
     knobs = BenchWarpsConfig.parse(cli.parse(BenchWarpsConfig, argv, "Time the families of warps."))
-    if knobs.out and not Path(knobs.out).parent.is_dir():
-        raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
+    out = for_output("out", knobs.out) if knobs.out else None
 
     import torch
 
@@ -66,9 +64,9 @@ def bench_warps(argv: Sequence[str]) -> None:
     errors = cpab_errors(knobs)
     for name, error in errors.items():
         print(f"{name:<22} mean {error['mean']:.2e} px, most {error['most']:.2e} px, where the furthest point moves {knobs.furthest:g} px")
-    if knobs.out:
+    if out is not None:
         told = machine(device) | {"knobs": knobs.model_dump(exclude={"out"}), "ms": rows, "cpab_error_px": errors}
-        Path(knobs.out).write_text(json.dumps(told, indent=1) + "\n")
+        out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _contenders(knobs: BenchWarpsConfig, device: Any, points: "Tensor") -> "dict[str, Callable[[], object]]":

@@ -7,7 +7,7 @@ knob table all come from these declarations.
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -95,7 +95,7 @@ def whole_number(given: Any) -> Any:
         return int(word)
     if not _NUMBER.fullmatch(word):
         raise PydanticKnownError("int_parsing")
-    if not (value := float(word)).is_integer():
+    if not (value := float(number(word))).is_integer():
         raise PydanticKnownError("int_from_float")
     return int(value)
 
@@ -103,7 +103,7 @@ def whole_number(given: Any) -> Any:
 def _text(given: str) -> str:
     if len(given) > MOST_TEXT:
         raise ValueError(f"must be at most {MOST_TEXT} characters, got {len(given)}")
-    if any(not mark.isprintable() and unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t" for mark in given):
+    if not given.isprintable() and any(unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t" for mark in given):
         raise ValueError("must be without control characters and broken ones")
     return given
 
@@ -151,7 +151,7 @@ class Knobs(BaseModel):
             return [read(item) for item in given]
         if read and isinstance(given, dict):
             return {key: read(item) for key, item in given.items()}
-        if read and (annotation in (int, float) or _NUMBER.fullmatch(str(given))):
+        if read and (get_origin(annotation) not in (tuple, dict) or _NUMBER.fullmatch(str(given))):
             return read(given)
         return _text(given) if isinstance(given, str) else given
 
@@ -326,6 +326,8 @@ _RULES = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
+    "dict_type": "must be names and their values",
+    "tuple_type": "must be a list",
 }
 
 

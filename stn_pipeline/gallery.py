@@ -1,12 +1,12 @@
 """Pictures of what warps do: `python -m stn_pipeline.gallery` for the families, `--runs ID,ID` for networks that were trained."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stn_pipeline import cli
 from stn_pipeline.config import DATASET_HELP, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.paths import for_output
 from stn_pipeline.texts import say
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ def towards(family: "Transform", direction: "Tensor", way: float, points: "Tenso
 def gallery(argv: Sequence[str]) -> None:
     """Draw as the flags say."""
     knobs = GalleryConfig.parse(cli.parse(GalleryConfig, argv, "Draw what families of warps, or trained networks, do to images."))
-    if not Path(knobs.out).parent.is_dir():
-        raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
+    out = for_output("out", knobs.out)
     figure = _of_runs(knobs) if knobs.runs else _of_families(knobs)
-    Path(knobs.out).write_bytes(figure)
+    out.write_bytes(figure)
     say(knobs.out)
 
 

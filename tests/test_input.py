@@ -227,6 +227,32 @@ def test_what_is_no_decimal_number_is_none(word):
     assert "must be a" in outcome(lambda: CompareConfig.parse(COMPARE | {"claims": {"low": word}}))
 
 
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("margin", "0123"),
+        ("margin", "true"),
+        ("trials", ".inf"),
+        ("trials", "-.INF"),
+        ("seeds", "１"),
+        ("claims", "~"),
+        ("datasets", "{a: b}"),
+    ],
+)
+def test_numbers_that_may_be_absent_and_words_of_another_kind_have_one_rule(key, word):
+    knobs, needed = (SweepConfig, SWEEP) if key == "trials" else (CompareConfig, COMPARE)
+    assert f"{key}=" in outcome(lambda: knobs.parse(needed | from_flags(knobs, {key: word})))
+    assert (
+        CompareConfig.parse(COMPARE | {"margin": "null"}).margin is None
+        and CompareConfig.parse(COMPARE | {"margin": "0.05"}).margin == 0.05
+    )
+
+
+@pytest.mark.parametrize("word", ["off", "no", "false", "False", "null", "~"])
+def test_a_confirmation_is_left_out_by_every_word_for_it(word):
+    assert SweepConfig.parse(SWEEP | yamlfile.parse(f"{{confirm: {word}}}")).confirm is None
+
+
 def test_true_is_no_number_from_python_either():
     for key in ("epochs", "lr", "seed"):
         assert "must be a" in outcome(lambda key=key: TrainConfig.parse({key: True}))

@@ -75,7 +75,7 @@ def _looks(given: dict[Any, Any]) -> tuple[int, ...]:
 
 def _whole(given: Any) -> Any:
     """Return a word that is a whole number as that, and None for what is no number though Python counts by it."""
-    if isinstance(given, str) and re.fullmatch(r"-?(0|[1-9]\d{0,9})", given):
+    if isinstance(given, str) and re.fullmatch(r"-?(0|[1-9][0-9]{0,9})", given):
         return int(given)
     return None if isinstance(given, bool) else given
 

@@ -152,7 +152,7 @@ def read(path: str, flags: dict[str, str]) -> SweepConfig:
 
 
 def _confirm(given: Any) -> Confirm | None:
-    if given is False or given in (OFF, "false"):
+    if is_nothing(given) or str(given).lower() in (OFF, "no", "false"):
         return None
     if not isinstance(given, dict):
         raise ConfigError(f"confirm={quoted(given)}: must be {{top: 5, seeds: 3}}, or off")
