@@ -72,26 +72,22 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """
     streams.harden()
     interrupts.listen()
+    code = 0
     try:
         command(sys.argv[1:])
-    except StnError as error:
-        _say(f"error: {error}")
-        _last_words(error)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt as error:
-        interrupts.ignore_signals()
-        number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
-        _say(ENDED[signal.Signals(number)])
-        _last_words(error)
-        sys.exit(128 + number)
     except BaseException as error:
+        interrupts.ignore_signals()
+        if isinstance(error, KeyboardInterrupt):
+            number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
+            said, code = ENDED[signal.Signals(number)], 128 + number
+        elif isinstance(error, StnError):
+            said, code = f"error: {error}", 2 if isinstance(error, UserError) else 1
+        else:  # a bug of ours, with its traceback; or --help
+            _last_words(error)
+            raise
+        print(printable(said), file=sys.stderr, flush=True)
         _last_words(error)
-        raise
-    sys.exit(0)
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+    sys.exit(code)
 
 
 def _last_words(error: BaseException) -> None:
