@@ -78,23 +78,23 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """
     streams.harden()
     interrupts.listen()
+    code = 0
     try:
         command(sys.argv[1:])
-    except StnError as error:
-        for line in f"error: {error}".split("\n"):  # one; of a fault of our own, its traceback
+    except BaseException as error:
+        interrupts.ignore_signals()
+        if isinstance(error, KeyboardInterrupt):
+            number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
+            said, code = ENDED[signal.Signals(number)], 128 + number
+        elif isinstance(error, StnError):
+            said, code = f"error: {error}", 2 if isinstance(error, UserError) else 1
+        else:  # a bug of ours, with its traceback; or --help
+            _last_words(error)
+            raise
+        for line in said.split("\n"):  # one; of a fault of our own, its traceback
             say(line, error=True)
         _last_words(error)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt as error:
-        interrupts.ignore_signals()
-        number = error.number if isinstance(error, interrupts.Interrupted) else signal.SIGINT
-        say(ENDED[signal.Signals(number)], error=True)
-        _last_words(error)
-        sys.exit(128 + number)
-    except BaseException as error:
-        _last_words(error)
-        raise
-    sys.exit(0)
+    sys.exit(code)
 
 
 def _last_words(error: BaseException) -> None:

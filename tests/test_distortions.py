@@ -247,11 +247,9 @@ def test_corners_and_control_points_are_scattered_alike_both_ways_in_pixels_on_o
     scatter = (half * at.sum(dim=1) / 2).std(dim=0) / unit  # of four independent moves; the scale cancels
     assert (scatter - 5).abs().max() < 0.4
 
-    theta = WARPED["elastic"].draw(2000, size, size, Generator().manual_seed(0)).double()
-    rest = torch.tensor(TRANSFORMS["tps"].identity, dtype=torch.float64)
-    zoom = theta @ rest / rest.square().sum()
-    scatter = (half * (theta - zoom[:, None] * rest).view(-1, 16, 2)).flatten(0, 1).std(dim=0) / unit
-    assert (scatter - 1.5).abs().max() < 0.06
+    theta = WARPED["elastic"].draw(3000, size, size, Generator().manual_seed(0)).double()
+    scatter = (half * theta.view(-1, 16, 2).sum(dim=1) / 4).std(dim=0) / unit  # of sixteen
+    assert (scatter - 1.5).abs().max() < 0.1
 
 
 @oblong

@@ -59,6 +59,7 @@ def test_an_empty_run_of_mlflow_run_is_taken_over(monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", made.id)
     with open_run("mine", CONFIG) as run:
         assert run.id == made.id and "MLFLOW_RUN_ID" not in os.environ
+        assert mlflow.active_run() is None  # MLflow closes that one as FINISHED, however the process ends
     record = mlflow.get_run(made.id)
     assert record.info.run_name == "mine" and record.info.status == "FINISHED"
     assert (record.data.params["lr"], record.data.params["epochs"]) == ("1e-2", "50")

@@ -1,8 +1,11 @@
 """What the scores promise: every figure against scikit-learn, a closed formula, a count by hand or a plain loop."""
 
+import io
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
+from scipy.stats import beta, binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 from torch import Tensor, nn
 
+from stn_pipeline.comparing.arms import mcnemar
 from stn_pipeline.config import TrainConfig
-from stn_pipeline.data import Split
+from stn_pipeline.data import Split, load
+from stn_pipeline.jobs import trial
 from stn_pipeline.model import Network, build
 from stn_pipeline.training import Scores, calibration, report, score, scores
+from stn_pipeline.training.scores import accuracy_interval
 
 K = 5
 
@@ -236,3 +243,90 @@ def test_an_empty_bin_has_no_confidence_and_no_accuracy():
     bins = calibration(sure([1.0], [True]))
     assert np.isnan(bins.confidence[:14]).all() and np.isnan(bins.accuracy[:14]).all()
     assert (bins.confidence[14], bins.accuracy[14]) == (1, 1)
+
+
+# An image that is shown several times
+
+
+def shown(right: np.ndarray) -> Scores:
+    """Scores of images that are each shown several times: right (draws, images) bool."""
+    predicted = torch.from_numpy(~right.ravel()).long()
+    return Scores(0.5, torch.zeros_like(predicted), predicted, torch.full((right.size,), 0.5), 2, draws=len(right))
+
+
+def test_each_copy_knows_its_image():
+    scores = replace(made([0] * 6, [0] * 6), draws=3)
+    assert scores.source_image.tolist() == [0, 1, 0, 1, 0, 1] and report(scores, ("a", "b"))["n_images"] == 2
+    assert made([0] * 6, [0] * 6).source_image.tolist() == list(range(6)) and report(made([0] * 6, [0] * 6), ("a", "b"))["n_images"] == 6
+
+
+def test_a_distorted_test_split_tells_its_draws_to_the_scores():
+    splits = load(TrainConfig(dataset="digits", distortion="rotated", draws=3), announce=lambda line: None)
+    network = build(TrainConfig(dataset="digits", transform="none"), (1, 8, 8), 10)
+    found = score(network, splits.test)
+    assert found.draws == splits.test.draws == 3 and splits.train.draws == 1
+    labels = found.labels.numpy()
+    assert all(len(set(labels[found.source_image == image])) == 1 for image in range(found.n // 3))
+    plain = load(TrainConfig(dataset="digits"), announce=lambda line: None)
+    assert plain.test.draws == 1 and splits.test.to(torch.device("cpu")).draws == 3
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_kept_predictions_tell_the_image_where_it_is_shown_several_times(monkeypatch, draws):
+    monkeypatch.setattr(trial, "_pictures", lambda *_: {})
+    network, split = real()
+    kept: dict[str, bytes] = {}
+    run = SimpleNamespace(log_scores=lambda *_: None, log_json=lambda *_: None, log_files=kept.update)
+    split = Split(split.images.repeat(draws, 1, 1, 1), split.labels.repeat(draws), draws=draws)
+    trial.evaluate_run(run, network, split, tuple("abcdefghij"), name="test", title="x")
+    with np.load(io.BytesIO(kept["predictions.npz"])) as arrays:
+        assert ("image" in arrays) == (draws > 1) and len(arrays["predicted"]) == 53 * draws
+        assert draws == 1 or arrays["image"].tolist() == [*range(53)] * 2
+        assert draws == 1 or mcnemar(arrays["predicted"] == 0, arrays["label"] == 0, arrays["image"])[:2] != (0, 0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=2, max_size=40))
+def test_copies_make_an_interval_that_holds_the_accuracy_and_lies_between_one_and_all_of_them(pictures):
+    right = np.array(pictures).T
+    low, high = accuracy_interval(shown(right))
+    accuracy = right.mean()
+    assert 0 <= low <= accuracy <= high <= 1
+    k, n = right.sum(), right.size
+
+    def exact(n_right: float, n: float) -> tuple[float, float]:  # Clopper and Pearson
+        return float(beta.ppf(0.025, n_right, n - n_right + 1)), float(beta.ppf(0.975, n_right + 1, n - n_right))
+
+    if 0 < k < n:
+        widest, narrowest = exact(accuracy * right.shape[1], right.shape[1]), exact(k, n)
+        assert widest[0] - 1e-9 <= low <= narrowest[0] + 1e-9 and narrowest[1] - 1e-9 <= high <= widest[1] + 1e-9
+    else:
+        assert (low == 0) == (k == 0) and (high == 1) == (k == n) and high - low == pytest.approx(1 - 0.025 ** (1 / right.shape[1]))
+
+
+def test_copies_that_are_all_alike_are_one_image_each():
+    once = np.array([True] * 37 + [False] * 3)
+    alike = accuracy_interval(shown(np.tile(once, (10, 1))))
+    assert alike == pytest.approx(tuple(binomtest(37, 40).proportion_ci(0.95, method="exact")), abs=0.003)
+    wilson_all = wilson(370, 400)
+    assert alike[1] - alike[0] > 2 * (wilson_all[1] - wilson_all[0])
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("accuracy", [0.7, 0.9])
+def test_the_interval_covers_95_test_sets_of_100_however_alike_the_copies_are(accuracy, correlation):
+    rng, sets, images, draws = np.random.default_rng(0), 800, 300, 10
+    if correlation in (0.0, 1.0):
+        chance = np.full((sets, images), accuracy) if correlation == 0 else (rng.random((sets, images)) < accuracy).astype(float)
+    else:  # beta-binomial: the copies' correlation is 1 / (a + b + 1)
+        size = 1 / correlation - 1
+        chance = rng.beta(accuracy * size, (1 - accuracy) * size, (sets, images))
+    right = rng.random((sets, draws, images)) < chance[:, None]
+    covered, narrow = 0, 0
+    for one in right:
+        low, high = accuracy_interval(shown(one))
+        covered += low <= accuracy <= high
+        naive = wilson(int(one.sum()), one.size)
+        narrow += naive[0] <= accuracy <= naive[1]
+    assert 0.935 <= covered / sets <= (0.975 if correlation == 1 else 0.965)  # Clopper and Pearson cover a little more of few images
+    assert correlation == 0 or narrow / sets < 0.85

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import answers_of
@@ -24,21 +24,29 @@ from stn_pipeline.training.fingerprint import conditions, fingerprint
 SAME_QUESTION, N_SEEDS = "comparison.question", "comparison.seeds"  # tags of a published answer
 
 
+class Tuned(NamedTuple):
+    """What arms chose for themselves before: knobs by block and arm; and what is told of it, a line a block."""
+
+    knobs: Mapping[tuple[Block, str], dict[str, Any]] = {}
+    told: Sequence[str] = ()
+
+
 def run(
     config: CompareConfig,
     say: Callable[[str], object],
     watch: Callable[[Sequence[Comparison]], Callable[[], object]],
     command: str = "",
+    tuned: Tuned | None = None,
 ) -> None:
     """Run a comparison to its end, or go on with it.
 
     `say` is told lines for the console; `watch` is given the comparison and returns what is called twice a second;
-    `command` is shown in the report.
+    `command` is shown in the report; `tuned` are the knobs that arms chose for themselves, and what is told of that by block.
     Raises: UserError before anything is started; JobError where a training breaks in our own code; AwayError where the
         tracking server stays away.
     """
     with only_driver("compare", config.name), place(config, say) as somewhere:
-        cells = _cells(config, somewhere, say)
+        cells = _cells(config, somewhere, say, tuned or Tuned())
         with tracking.reachable():
             experiment = tracking.experiment_id()
             parent, experiment = _parent(config, cells, experiment)
@@ -60,10 +68,10 @@ def run(
                     raise
                 pool.close()
                 tracking.close_orphans(parent)
-            _publish(comparison, command)
+            _publish(comparison, command, tuned or Tuned())
 
 
-def _publish(comparison: Comparison, command: str) -> None:
+def _publish(comparison: Comparison, command: str, tuned: Tuned) -> None:
     """Put the answers on the comparison's run, and say them."""
     config = comparison.config
     knobs = {cell.block: cell.config for cell in reversed(comparison.cells)}  # those of its first cell
@@ -77,7 +85,11 @@ def _publish(comparison: Comparison, command: str) -> None:
         measures=measures_of(config.decide), claims=config.claims,
     )  # fmt: skip
     caveats = (*config.caveats, *_earlier_looks(comparison))
-    answers = [replace(one, single_pairs=pairs[one.title], caveats=(*caveats, *differences(one))) for one in answers]
+    before = tuned.told or [""] * len(answers)
+    answers = [
+        replace(one, single_pairs=pairs[one.title], caveats=tuple(filter(None, (told, *caveats, *differences(one)))))
+        for one, told in zip(answers, before, strict=True)
+    ]
     publish(
         comparison.parent, answers, f"compare {config.name}", config.question, command,
         lambda answer: load(data[answer.title], announce=lambda line: None), config.seeds.looks,
@@ -104,7 +116,7 @@ def _earlier_looks(comparison: Comparison) -> list[str]:
     ]
 
 
-def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]) -> list[Cell]:
+def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object], tuned: Tuned) -> list[Cell]:
     """Return the trainings, a seed of all arms after another, so that what is stopped early has whole pairs.
 
     Every data set is loaded and every network built once, so that nothing is found wrong after hours.
@@ -117,7 +129,7 @@ def _cells(config: CompareConfig, somewhere: Place, say: Callable[[str], object]
         known.clear()  # a split for each seed, but never those of two at once
         is_first = seed == config.seeds.values[0]
         for block in config.blocks():
-            asked = {arm: config.config(block, arm, seed) for arm in config.arms}
+            asked = {arm: config.config(block, arm, seed, tuned.knobs.get((block, arm))) for arm in config.arms}
             devices = {arm: somewhere.resolve(knobs.device, knobs.precision) for arm, knobs in asked.items()}
             for knobs in asked.values():
                 if knobs.data not in known:

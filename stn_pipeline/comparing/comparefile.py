@@ -118,6 +118,9 @@ class CompareConfig(Question):
     margin: float | None = knob(
         None, help="differences below it do not matter: a share of the baseline's loss (0.05), or points of accuracy as 0..1", gt=0, lt=1
     )
+    tune: dict[str, Any] = knob(
+        {}, help="{search: [lr, loc_lr_multiplier], trials: 20}: tunes each arm by itself before it is compared on fresh seeds"
+    )
     claims: dict[str, float] = knob(
         {},
         help="by arm, a relative difference in test loss that somebody claims, as -0.15 for 15 % less",
@@ -195,13 +198,13 @@ class CompareConfig(Question):
         """Return every data set under every setting."""
         return (Block(dataset, setting) for dataset in self.datasets for setting in self.settings)
 
-    def config(self, block: Block, arm: str, seed: int) -> TrainConfig:
-        """Return the knobs of one training.
+    def config(self, block: Block, arm: str, seed: int, tuned: dict[str, Any] | None = None) -> TrainConfig:
+        """Return the knobs of one training; `tuned` are those that the arm chose for itself.
 
         Raises: ConfigError where they do not go together.
         """
         knobs = self.train | self.settings[block.setting] | self.arms[arm]
-        return TrainConfig.parse(knobs | {"dataset": block.dataset, "seed": seed})
+        return TrainConfig.parse(knobs | (tuned or {}) | {"dataset": block.dataset, "seed": seed})
 
     def flat(self) -> dict[str, Any]:
         """Return the keys by name, nested ones as YAML in a line."""

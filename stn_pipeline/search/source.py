@@ -6,7 +6,7 @@ Everything that survives a kill lies in the study and in the runs' tags; `recove
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs import MAX_LOSSES, Job, Outcome, Training, Trainings, times
@@ -98,6 +98,11 @@ class Search:
         if not self._candidates():
             return next(iter(self.study.complete), None)
         return None if self._wanted("confirm") or self._is_running("confirm") else self.confirmed[0].number
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The winner's values of the knobs that are searched; empty where there is no winner yet."""
+        return {} if self.winner is None else dict(self.study.trials[self.winner].user_attrs["params"])
 
     def _candidates(self) -> list[int]:
         candidates = self.study.candidates

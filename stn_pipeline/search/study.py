@@ -120,7 +120,7 @@ class Study:
     def history(self) -> list[dict[str, Any]]:
         """Under what the study was trained, in turn, each with `after`, the number of trials before it; unknown where nothing was kept."""
         known: list[dict[str, Any]] = self.optuna.user_attrs.get(UNDER, [])
-        return known or ([{"after": 0}] if self.trials else [])
+        return known or ([{"after": 0}] if any(trial.state.is_finished() for trial in self.trials) else [])
 
     def keep_under(self) -> None:
         """Keep under what this driver trains, where that is not as before."""

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import NamedTuple
 
 from stn_pipeline import tracking
 from stn_pipeline.config import MACHINE, TrainConfig
@@ -54,31 +55,53 @@ class SideBySide:
         self.owner[job.key].ended(job, outcome)
 
 
-def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Sequence[Search]], Callable[[], object]]) -> None:
-    """Run a sweep to its end, or go on with it.
+class Wanted(NamedTuple):
+    """A study that is asked for: the keys of its sweep, its data set, and its name; by default the sweep's, with the data set's."""
 
+    sweep: SweepConfig
+    dataset: str
+    name: str = ""
+
+
+def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Sequence[Search]], Callable[[], object]]) -> None:
+    """Run a sweep to its end, or go on with it: a study a data set. As run_studies."""
+    run_studies(sweep.name, [Wanted(sweep, dataset) for dataset in sweep.datasets], say, watch)
+
+
+def run_studies(
+    name: str,
+    wanted: Sequence[Wanted],
+    say: Callable[[str], object],
+    watch: Callable[[Sequence[Search]], Callable[[], object]],
+    *,
+    adopts: bool = True,
+) -> list[Search]:
+    """Run studies side by side to their end, or go on with them; return them.
+
+    name: of the file in studies/ that holds them.   adopts: whether the run that `mlflow run` made is theirs.
     `say` is told lines for the console; `watch` is given the studies and returns what is called twice a second.
     Raises: UserError before anything is started; JobError where a training breaks in our own code; AwayError where the
         tracking server stays away; NoTrialError at the end where every trial of a study failed.
     """
     failed: dict[str, str] = {}  # why there is no answer, by the id of a study's run
-    with only_driver("sweep", sweep.name) as path, ExitStack() as stack:
+    with only_driver("sweep", name) as path, ExitStack() as stack:
         url = f"sqlite:///{path}.db"
-        somewhere = stack.enter_context(place(sweep, say))
-        checked = [_check(sweep, dataset, somewhere, say) for dataset in sweep.datasets]
-        names = [_study_name(sweep, splits) for _, splits, _ in checked]
+        somewhere = stack.enter_context(place(wanted[0].sweep, say))
+        loaded: dict[str, Splits] = {}
+        checked = [_check(one, somewhere, loaded, say) for one in wanted]
+        names = [one.name or _study_name(one.sweep, splits) for one, (_, splits, _) in zip(wanted, checked, strict=True)]
         if len(set(names)) < len(names):
             raise ConfigError(f"datasets: two of them are called {max(names, key=names.count)}: rename a folder")
         studies = [
-            Study(url, name, sweep, splits.dataset, _meaning(sweep, config, splits), under)
-            for name, (config, splits, under) in zip(names, checked, strict=True)
+            Study(url, own, one.sweep, splits.dataset, _meaning(one.sweep, config, splits), under)
+            for own, one, (config, splits, under) in zip(names, wanted, checked, strict=True)
         ]
         searches = []
         with tracking.reachable():
             experiment = tracking.experiment_id()
-            umbrella = tracking.adopt_run(f"sweep {sweep.name}", sweep, {}) if len(studies) > 1 else None
+            umbrella = tracking.adopt_run(f"sweep {name}", wanted[0].sweep, {}) if adopts and len(studies) > 1 else None
             for study, (_, splits, _) in zip(studies, checked, strict=True):
-                parent, experiment = _parent(study, experiment, umbrella, splits)
+                parent, experiment = _parent(study, experiment, umbrella, splits, adopts=adopts and umbrella is None)
                 stack.enter_context(tracking.closing(parent, partial(_close, parent, failed)))
                 searches.append(Search(study, parent, experiment, splits.name, say))
         for search in searches:
@@ -87,7 +110,7 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
                 say(line)
         n_left = sum(search.n_left for search in searches)
         if n_left:
-            pool = somewhere.pool(n_left if sweep.trials else None)
+            pool = somewhere.pool(n_left if all(one.sweep.trials for one in wanted) else None)
             say(str(pool))
             try:
                 with tracking.watched(tracking.store(), say):
@@ -119,17 +142,21 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
             )
     if failed:
         raise NoTrialError("; ".join(failed.values()))
+    return searches
 
 
 def _close(parent: Run, failed: dict[str, str], status: str) -> None:
     parent.close("FAILED" if parent.id in failed else status)
 
 
-def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[str], object]) -> tuple[TrainConfig, Splits, dict[str, str]]:
+def _check(
+    wanted: Wanted, somewhere: Place, loaded: dict[str, Splits], say: Callable[[str], object]
+) -> tuple[TrainConfig, Splits, dict[str, str]]:
     """Return the default configuration and the data, both fit to be trained, and the conditions that they are trained under."""
-    config = sweep.config(dataset)
+    config = wanted.sweep.config(wanted.dataset)
     device = somewhere.resolve(config.device, config.precision)
-    splits = load(config, announce=say)
+    splits = loaded.get(config.data) or load(config, announce=say)
+    loaded[config.data] = splits
     engine = dry_run(config, splits, device, say)
     return config.model_copy(update={"dataset": splits.dataset}), splits, conditions(engine, device)
 
@@ -147,7 +174,7 @@ def _meaning(sweep: SweepConfig, config: TrainConfig, splits: Splits) -> dict[st
     return {f"train.{knob}": str(value) for knob, value in fixed.items()} | searched | own | data
 
 
-def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits) -> tuple[Run, str]:
+def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits, *, adopts: bool) -> tuple[Run, str]:
     """Return the study's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
     name = f"sweep {study.name}"
     known = tracking.search_runs({TOKEN: study.token}) if study.token else []
@@ -159,12 +186,12 @@ def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits)
     if known:
         run = Run(known[0].info.run_id)
         run.reopen()
-        if umbrella is None and (made := tracking.adopt_run(f"{name} again", study.sweep, {})) is not None:
+        if adopts and (made := tracking.adopt_run(f"{name} again", study.sweep, {})) is not None:
             made.describe(f"The sweep goes on in its own run, `{run.id}`.")
         return run, str(known[0].info.experiment_id)
     study.token = study.token or uuid.uuid4().hex  # before the run, so that a kill between leaves no run that nobody finds
     tags = {"stage": "sweep", "study": study.name, TOKEN: study.token, "dataset_used": splits.dataset}
-    adopted = tracking.adopt_run(name, study.sweep, tags) if umbrella is None else None
+    adopted = tracking.adopt_run(name, study.sweep, tags) if adopts else None
     run = adopted or tracking.create_run(name, experiment, study.sweep, tags, umbrella.id if umbrella else "")
     run.tag(tracking.environment())
     run.log_data(splits)

@@ -38,8 +38,10 @@ def tell(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, passwords masked."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or of what it passes on from MLflow; passwords masked."""
+    if isinstance(error, StoreError) and error.__cause__ is not None:
+        error = error.__cause__
     return masked((str(error).splitlines() or [type(error).__name__])[0])[:300]
 
 

@@ -46,6 +46,12 @@ def filter_runs(words: str) -> list[RunRecord]:
         raise RunError(f"runs={words}: {first_line(error)}; write as in params.dataset = 'mnist' and metrics.test/loss < 1") from error
 
 
+def dead_runs() -> list[RunRecord]:
+    """Return the runs that are RUNNING though their process, on this machine, is dead."""
+    here = _search(f"attributes.status = 'RUNNING' and tags.process LIKE '{socket.gethostname()} %'")
+    return [run for run in here if not living_trainer(run)]
+
+
 def _search(words: str) -> list[RunRecord]:
     found: list[RunRecord] = insist(
         mlflow.search_runs,

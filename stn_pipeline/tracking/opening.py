@@ -27,7 +27,7 @@ from stn_pipeline.interrupts import ignore_signals, uninterrupted
 from stn_pipeline.questions import Question, from_flags
 from stn_pipeline.texts import markdown
 from stn_pipeline.tracking.away import in_a_hurry, insist, is_away, tell, watched
-from stn_pipeline.tracking.found import RunRecord, filter_runs, living_trainer, made_for_us, only_trainer, search_runs, why_gone
+from stn_pipeline.tracking.found import RunRecord, dead_runs, made_for_us, only_trainer, search_runs, why_gone
 from stn_pipeline.tracking.runs import Run
 from stn_pipeline.tracking.where import experiment_id, reachable, store
 
@@ -140,10 +140,8 @@ def close_orphans(parent: Run) -> None:
 
 def close_dead() -> None:
     """Close the runs of this machine that are RUNNING though their process was killed; a driver's children are its own to go on with."""
-    for record in filter_runs(f"attributes.status = 'RUNNING' and tags.process LIKE '{socket.gethostname()} %'"):
-        if CHILD_OF in record.data.tags and "stage" in record.data.tags:
-            continue
-        if not living_trainer(record):
+    for record in dead_runs():
+        if not (CHILD_OF in record.data.tags and "stage" in record.data.tags):
             run = Run(record.info.run_id)
             run.describe("**Killed.** Its process ended without a word; a training goes on with --resume.")
             run.close("KILLED")
