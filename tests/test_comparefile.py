@@ -36,7 +36,7 @@ def test_every_shipped_comparison_is_right(path):
 def test_the_reports_claims_are_asked_at_the_reports_settings():
     config = comparefile.read(str(ROOT / "sweeps" / "report.yaml"), {})
     blocks = list(config.blocks())
-    assert config.claims == {"coordconv": -0.15, "diffeo": -0.25} and len(config.seeds) == 10 and len(blocks) == 2
+    assert config.claims == {"coordconv": -0.15, "diffeo": -0.25} and len(config.seeds.values) == 10 and len(blocks) == 2
     settings = [config.config(block, "diffeo", 0) for block in blocks]
     assert [(knobs.optimizer, knobs.lr, knobs.batch_size, knobs.loc_lr_multiplier) for knobs in settings] == [
         ("adam", 0.01, 64, 1.0),
@@ -57,12 +57,12 @@ def test_an_arm_goes_over_what_is_the_same_for_all():
 
 @pytest.mark.parametrize(("given", "seeds"), [(3, (0, 1, 2)), ([5, 2], (5, 2)), (1, (0,))])
 def test_seeds_are_a_number_or_a_list(given, seeds):
-    assert CompareConfig.parse(RIGHT | {"seeds": given}).seeds == seeds
+    assert CompareConfig.parse(RIGHT | {"seeds": given}).seeds.values == seeds
 
 
 def test_flags_stand_over_the_files_keys(read):
     config = read(yaml.safe_dump(RIGHT), seeds="[4, 5]", baseline="low", datasets="digits,mnist", train="{epochs: 2}", name="y")
-    assert (config.seeds, config.baseline, config.datasets, config.train, config.name) == (
+    assert (config.seeds.values, config.baseline, config.datasets, config.train, config.name) == (
         (4, 5),
         "low",
         ("digits", "mnist"),
@@ -104,7 +104,7 @@ def test_what_is_shown_as_params_is_text_that_yaml_reads_back():
         ({"train": {"dataset": "digits"}}, "train.dataset: datasets: names the sets"),
         ({"seeds": 0}, "seeds=0: must be 1 to 1000 seeds"),
         ({"seeds": [1, 1]}, "must name each seed once"),
-        ({"seeds": "many"}, "seeds=many: must be a number of seeds, or a list"),
+        ({"seeds": "many"}, "seeds=many: must be a number of seeds, a list of seeds"),
         ({"seeds": [0, -1]}, "seeds.seed=-1: must be >= 0"),
         ({"seeds": True}, "seeds=True: must be a number"),
         ({"datasets": ["digits", "digits"]}, "datasets=digits, digits: must be at least one, each named once"),

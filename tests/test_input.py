@@ -14,7 +14,7 @@ from stn_pipeline.comparing.comparefile import CompareConfig, ExistingConfig
 from stn_pipeline.config import EvalConfig, Knobs, TrainConfig
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.questions import from_flags
-from stn_pipeline.search import sweepfile
+from stn_pipeline.search import sweepfile, tuning
 from stn_pipeline.search.sweepfile import SweepConfig
 from tests.conftest import ROOT
 from tests.nasty import DOCUMENTS, WORDS
@@ -22,7 +22,16 @@ from tests.nasty import DOCUMENTS, WORDS
 SOON_S = 20.0  # on a machine that is busy; the slowest takes two
 SWEEP = {"name": "x", "search": ["lr"], "trials": "3", "datasets": ["digits"]}
 COMPARE = {"name": "x", "arms": {"base": {}, "low": {"lr": "0.001"}}, "datasets": ["digits"], "seeds": "2"}
-QUESTIONS = {SweepConfig: (sweepfile.read, SWEEP), CompareConfig: (comparefile.read, COMPARE)}
+
+
+def read_comparison(path: str, flags: dict[str, str]) -> CompareConfig:
+    """Read one as the entry point does, the sweeps that tune its arms included."""
+    config = comparefile.read(path, flags)
+    tuning.sweeps_of(config)
+    return config
+
+
+QUESTIONS = {SweepConfig: (sweepfile.read, SWEEP), CompareConfig: (read_comparison, COMPARE)}
 ENTRY_POINTS = (TrainConfig, EvalConfig, SweepConfig, CompareConfig, ExistingConfig)
 
 words = st.sampled_from(WORDS) | st.text(max_size=20) | st.integers().map(str) | st.floats().map(repr)
@@ -220,32 +229,34 @@ def test_what_is_no_decimal_number_is_none(word):
         (SweepConfig, "trials", SWEEP),
         (CompareConfig, "seeds", COMPARE),
     ):
-        assert "must be a" in outcome(
+        assert "must be" in outcome(
             lambda knobs=knobs, key=key, needed=needed: knobs.parse(needed | yamlfile.parse(f"{{{key}: {word!r}}}"))
         )
-    assert "must be a" in outcome(lambda: CompareConfig.parse(COMPARE | {"seeds": ["1", word]}))
-    assert "must be a" in outcome(lambda: CompareConfig.parse(COMPARE | {"claims": {"low": word}}))
+    assert "must be" in outcome(lambda: CompareConfig.parse(COMPARE | {"seeds": ["1", word]}))
+    assert "must be" in outcome(lambda: CompareConfig.parse(COMPARE | {"claims": {"low": word}}))
 
 
-@pytest.mark.parametrize(
-    ("key", "word"),
-    [
-        ("margin", "0123"),
-        ("margin", "true"),
-        ("trials", ".inf"),
-        ("trials", "-.INF"),
-        ("seeds", "１"),
-        ("claims", "~"),
-        ("datasets", "{a: b}"),
-    ],
-)
+ODD = [
+    ("margin", "0123"),
+    ("margin", "true"),
+    ("trials", ".inf"),
+    ("trials", "-.INF"),
+    ("seeds", "\uff11"),
+    ("claims", "~"),
+    ("datasets", "{a: b}"),
+]
+
+
+@pytest.mark.parametrize(("key", "word"), ODD)
 def test_numbers_that_may_be_absent_and_words_of_another_kind_have_one_rule(key, word):
     knobs, needed = (SweepConfig, SWEEP) if key == "trials" else (CompareConfig, COMPARE)
-    assert f"{key}=" in outcome(lambda: knobs.parse(needed | from_flags(knobs, {key: word})))
-    assert (
-        CompareConfig.parse(COMPARE | {"margin": "null"}).margin is None
-        and CompareConfig.parse(COMPARE | {"margin": "0.05"}).margin == 0.05
-    )
+    told = outcome(lambda: knobs.parse(needed | from_flags(knobs, {key: word})))
+    assert told.startswith(f"{key}=") and "Input should be" not in told
+
+
+@pytest.mark.parametrize(("word", "margin"), [("null", None), ("~", None), ("0.05", 0.05)])
+def test_a_number_that_may_be_absent_is_absent_by_yamls_words(word, margin):
+    assert CompareConfig.parse(COMPARE | {"margin": word}).margin == margin
 
 
 @pytest.mark.parametrize("word", ["off", "no", "false", "False", "null", "~"])
@@ -255,7 +266,7 @@ def test_a_confirmation_is_left_out_by_every_word_for_it(word):
 
 def test_true_is_no_number_from_python_either():
     for key in ("epochs", "lr", "seed"):
-        assert "must be a" in outcome(lambda key=key: TrainConfig.parse({key: True}))
+        assert "must be" in outcome(lambda key=key: TrainConfig.parse({key: True}))
 
 
 def test_a_merge_key_merges_as_yaml_has_it():

@@ -81,7 +81,7 @@ def _whole(given: Any) -> Any:
 
 
 def _measure(given: Any) -> Any:
-    if given not in MEASURES:
+    if not isinstance(given, str) or given not in MEASURES:
         raise ValueError(f"choose {', '.join(MEASURES)}{did_you_mean(str(given), MEASURES)}")
     return given
 
