@@ -7,6 +7,8 @@ import yaml
 
 from stn_pipeline.comparing import comparefile
 from stn_pipeline.comparing.comparefile import Block, CompareConfig, ExistingConfig
+from stn_pipeline.comparing.measures import ACCURACY, CALIBRATION, LOSS
+from stn_pipeline.comparing.verdicts import Rules
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.search import sweepfile
 from tests.conftest import ROOT
@@ -55,9 +57,43 @@ def test_an_arm_goes_over_what_is_the_same_for_all():
     assert a.model_copy(update={"lr": 0.5}) == b
 
 
-@pytest.mark.parametrize(("given", "seeds"), [(3, (0, 1, 2)), ([5, 2], (5, 2)), (1, (0,))])
-def test_seeds_are_a_number_or_a_list(given, seeds):
-    assert CompareConfig.parse(RIGHT | {"seeds": given}).seeds.values == seeds
+@pytest.mark.parametrize(
+    ("given", "seeds", "looks"),
+    [(3, (0, 1, 2), ()), ([5, 2], (5, 2), ()), (1, (0,), ()), ({"looks": [2, 4]}, (0, 1, 2, 3), (2, 4))],
+)
+def test_seeds_are_a_number_a_list_or_looks(given, seeds, looks):
+    config = CompareConfig.parse(RIGHT | {"seeds": given})
+    assert (config.seeds.values, config.seeds.looks, config.seeds.at_looks) == (seeds, looks, looks or (len(seeds),))
+    assert config.rules.looks == looks and CompareConfig.parse(config.plain()) == config
+
+
+def test_what_decides_and_the_margin_are_the_rules_of_the_verdicts():
+    usual = CompareConfig.parse(RIGHT)
+    assert usual.rules == Rules(LOSS, None, ()) and usual.decide == "test/loss"
+    config = CompareConfig.parse(RIGHT | {"decide": "test/accuracy", "margin": 0.005, "seeds": {"looks": [3, 6]}})
+    assert config.rules == Rules(ACCURACY, 0.005, (3, 6))
+    asked = ExistingConfig.parse({"runs": "x", "by": "lr", "decide": "test/calibration_error", "margin": 0.1})
+    assert asked.rules == Rules(CALIBRATION, 0.1)
+
+
+def test_arms_that_train_on_other_numbers_of_images_are_allowed_and_said():
+    config = CompareConfig.parse(RIGHT | {"arms": {"base": {}, "more": {"val_fraction": 0.05}}})
+    assert config.caveats == ("The arms are trained on different numbers of images (val_fraction: base 0.1, more 0.05).",)
+    assert CompareConfig.parse(RIGHT).caveats == ()
+
+
+@pytest.mark.parametrize(("knob", "value"), [("distortion", "rotated"), ("image_size", "16"), ("draws", "2")])
+def test_what_decides_the_test_images_stands_in_settings_and_not_in_an_arm(knob, value):
+    train = {"distortion": "rts"} if knob == "draws" else {}
+    usual = {"distortion": "none", "image_size": "", "draws": "1"}[knob]
+    for arms in ({"base": {}, "other": {knob: value}}, {"other": {knob: value}, "base": {}}):
+        with pytest.raises(ConfigError) as caught:
+            CompareConfig.parse(RIGHT | {"train": train, "arms": arms})
+        assert re.match(rf"arms\.(base|other)\.{knob}: .*, but .* in (base|other): the test images differ: ", str(caught.value))
+        assert "put it under settings:" in str(caught.value) and value in str(caught.value) and usual in str(caught.value)
+    settings = {"usual": {}, "turned": {knob: value}}
+    assert len(list(CompareConfig.parse(RIGHT | {"train": train, "settings": settings}).blocks())) == 2
+    CompareConfig.parse(RIGHT | {"train": train, "arms": {"base": {knob: value}, "low": {knob: value, "lr": 0.1}}})
 
 
 def test_flags_stand_over_the_files_keys(read):
@@ -104,9 +140,32 @@ def test_what_is_shown_as_params_is_text_that_yaml_reads_back():
         ({"train": {"dataset": "digits"}}, "train.dataset: datasets: names the sets"),
         ({"seeds": 0}, "seeds=0: must be 1 to 1000 seeds"),
         ({"seeds": [1, 1]}, "must name each seed once"),
-        ({"seeds": "many"}, "seeds=many: must be a number of seeds, a list of seeds"),
+        ({"seeds": "many"}, "seeds=many: must be a number of seeds, a list of seeds, or {looks: "),
         ({"seeds": [0, -1]}, "seeds.seed=-1: must be >= 0"),
         ({"seeds": True}, "seeds=True: must be a number"),
+        ({"seeds": [0, 1.5]}, "must be whole numbers"),
+        *(
+            ({"seeds": looks}, "must be {looks: .5, 10, 20.}: two or more rising numbers of seeds, the first at least 2")
+            for looks in (
+                {"looks": [5]},
+                {"looks": [5, 5]},
+                {"looks": [10, 5]},
+                {"looks": [1, 5]},
+                {"looks": [5, 10.5]},
+                {"looks": "many"},
+                {"looks": [True, 5]},
+                {"look": [5, 10]},
+                {"looks": [5, 10], "n": 3},
+                {},
+            )
+        ),
+        ({"seeds": {"looks": [5, 5000]}}, "must be 1 to 1000 seeds"),
+        ({"decide": "test/los"}, r"decide=test/los: choose test/loss, test/accuracy, test/calibration_error; did you mean test/loss\?"),
+        ({"decide": "val/loss"}, "decide=val/loss: choose test/loss"),
+        ({"margin": 0}, "margin=0: must be > 0"),
+        ({"margin": -0.1}, "margin=-0.1: must be > 0"),
+        ({"margin": 5}, "margin=5: must be < 1"),
+        ({"margin": "small"}, "margin=small: "),
         ({"datasets": ["digits", "digits"]}, "datasets=digits, digits: must be at least one, each named once"),
         ({"datasets": "digit"}, "datasets.*digit"),
         ({"name": "../x"}, "name=../x: must be letters, digits"),
