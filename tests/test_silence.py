@@ -266,7 +266,7 @@ def test_a_pool_starts_though_the_process_to_fork_is_killed_meanwhile(started):
                 killed.append(pid)
             time.sleep(0.01)
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     pool, _ = started(2)
     thread.join()
