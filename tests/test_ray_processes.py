@@ -165,7 +165,8 @@ def test_workers_and_nodes_that_die_freeze_and_join_cost_the_trials_on_them_alon
 def test_a_worker_that_is_stopped_is_told_of_and_killed_on_its_node(sweep, cluster):
     sweep.environment["PYTHONPATH"] = f"{sweep.workplace.path}:{ROOT}"
     (sweep.workplace.path / "sitecustomize.py").write_text(
-        "import sys\nif sys.argv[0] == '-m':\n    from stn_pipeline.jobs import silence\n    silence.TOLD_S, silence.GIVEN_UP_S = 8.0, 16.0\n"
+        "import sys\nif sys.argv[0] == '-m':\n"
+        "    from stn_pipeline.jobs import silence\n    silence.TOLD_S, silence.GIVEN_UP_S = 8.0, 16.0\n"
     )
     sweep.write(workers=0, trials=3, train={"device": "auto", "epochs": 30})
     driver = sweep.begin(*ON_RAY)
