@@ -204,7 +204,7 @@ def test_a_change_of_one_definition_is_another_digest():
 def test_what_decides_what_is_learned_is_covered():
     names = {(one.module.removeprefix("stn_pipeline."), one.name) for one in SHARED.reached(NAMES)}
     assert names >= {
-        ("data.splits", "stratified"), ("data.splits", "TEST_SEED"), ("data.sources", "digits"), ("data.folder", "read"),
+        ("data.splitting", "stratified"), ("data.splitting", "TEST_SEED"), ("data.sources", "digits"), ("data.folder", "read"),
         ("data.distortions", "_elastic"), ("transforms.diffeo", "exp_affine"), ("transforms.cpab", "flow"),
         ("transforms.sampler", "sample"),
         ("model.layers", "CoordConv2d"), ("model.network", "_initialise"), ("model.native", "_Stage"), ("training.fit", "fit"),

@@ -65,7 +65,7 @@ def whole(job: Job) -> News:
     run.log_files(
         {"predictions.npz": file.getvalue(), "confusion_matrix.json": json.dumps({"classes": ["a", "b"], "counts": counts}).encode()}
     )
-    yield Outcome("done", figures=scores | {"val/loss": 1.1, "best_epoch": 3, "time/overhead_s": 0.1})
+    yield Outcome("done", figures=scores | {"val/loss": 1.1, "val/accuracy": 0.8, "best_epoch": 3, "time/overhead_s": 0.1})
 
 
 def diverges(job: Job) -> News:
@@ -167,7 +167,7 @@ def test_a_run_of_other_knobs_pixels_or_code_is_not_used_again(go, monkeypatch):
 def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
     settings = {"as they are": {}, "turned": {"distortion": "rotated"}, "twice": {"distortion": "rts", "draws": 2}}
     cells = compare._cells(
-        CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None
+        CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None, compare.Tuned()
     )
     assert len({cell.fingerprint for cell in cells}) == len(cells) == 18
     assert {cell.config.compile for cell in cells} == {"off"}  # one engine, whatever each arm would get by itself

@@ -162,10 +162,10 @@ def refused(program: Program, match: str) -> None:
         library(program)
     config = TrainConfig.parse({"dataset": "digits", "device": "cpu", "epochs": 1, "compile": "on"})
     with pytest.raises(ConfigError, match=rf"^compile=on: .*{match}.*: give compile=auto or off$"):
-        engine.engage(build(config, (1, 28, 28), 10), config, 60_000)
+        engine.choose_engine(build(config, (1, 28, 28), 10), config, 60_000)
     told: list[str] = []
     config = config.model_copy(update={"compile": "auto", "epochs": 50})
-    assert engine.engage(build(config, (1, 28, 28), 10), config, 60_000, told.append) == "plain"
+    assert engine.choose_engine(build(config, (1, 28, 28), 10), config, 60_000, told.append) == "plain"
     assert "without compiled kernels" in told[-1] and "\n" not in told[-1]
 
 

@@ -216,7 +216,7 @@ def test_what_was_lost_with_its_node_is_missing_though_its_process_died_too(stor
 def test_a_process_that_died_once_and_then_trained_on_has_not_collapsed(store):
     trainings: Trainings[str] = Trainings()
     run = Run(tracking.create_run("x", tracking.experiment_id(), TrainConfig(), {}).id)
-    done = Outcome("done", figures={"test/loss": 0.1, "test/accuracy": 0.9, "val/loss": 0.2})
+    done = Outcome("done", figures={"test/loss": 0.1, "test/accuracy": 0.9, "val/loss": 0.2, "val/accuracy": 0.9})
     assert [trainings.ended(trainings.job("k", "x", TrainConfig(), run), outcome) for outcome in (a_crash(), done)] == [
         "lost: worker 1 (process 7) was killed by SIGSEGV",
         "test/loss 0.1000, test/accuracy 0.9000",

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from stn_pipeline import cli, tracking
-from stn_pipeline.comparing import NATS, POINTS, in_words, paired
+from stn_pipeline.comparing.paired import paired
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs import Job, Outcome, drive
 from stn_pipeline.jobs.driver import JobError
-from stn_pipeline.search.answer import finals_table, shared_seeds
+from stn_pipeline.search.answer import finals_in_words, finals_table, shared_seeds
 from stn_pipeline.search.page import publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
@@ -482,16 +482,15 @@ def test_two_studies_share_a_pool_in_turn_and_each_hears_its_own(store):
 def test_the_answer_is_that_of_the_paired_runs(story):
     sweep, search, _, answer = story
     figures = json.loads(artifact(sweep.parent.id, "answer.json"))
-    runs, lines = sweep.runs, []
-    for what, unit in (("test/loss", NATS), ("test/accuracy", POINTS)):
+    runs = sweep.runs
+    for what in ("test/loss", "test/accuracy"):
         tuned, default = ([runs[f"{arm} s{seed}"].data.metrics[what] for seed in (1, 2)] for arm in ("tuned", "default"))
         pair = paired(tuned, default)
         assert figures[what] == vars(pair) | {"tuned": tuned, "default": default}
-        smaller = what == "test/loss"
-        line = in_words(pair, what.replace("/", " "), arm="tuned", baseline="default", smaller_is_better=smaller, unit=unit)
-        lines.append(f"{line[0].upper()}{line[1:]}.")
         metrics = mlflow.get_run(sweep.parent.id).data.metrics
         assert (metrics[f"tuned/{what}"], metrics[f"default/{what}"]) == (pair.arm_mean, pair.baseline_mean)
+    lines = finals_in_words(finals_table(search), "digits (3 epochs)")
+    assert len(lines) == 2 and lines[0].startswith("Tuned ") and " on digits (3 epochs)" in lines[0] and "2 seeds" in lines[0]
     assert answer.splitlines() == figures["answer"] == [*lines, ONE_SEED]
 
 

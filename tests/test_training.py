@@ -329,7 +329,16 @@ def saved(tmp_path_factory) -> dict[int, Path]:
 
 
 def test_a_checkpoint_holds_only_tensors_and_plain_values(saved):
-    assert torch.load(saved[2], weights_only=True).keys() == {"config", "image_shape", "classes", "state", "digests", "under"}
+    assert torch.load(saved[2], weights_only=True).keys() == {
+        "config",
+        "image_shape",
+        "classes",
+        "state",
+        "digests",
+        "under",
+        "members",
+        "reading",
+    }
 
 
 def test_a_checkpoint_gives_back_the_best_network_with_its_scores(saved):

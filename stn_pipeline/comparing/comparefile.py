@@ -58,7 +58,7 @@ def _seeds(given: Any) -> Any:
         raise ValueError(f"must be 1 to {MOST_SEEDS} seeds")
     seeds = list(range(given)) if isinstance(given, int) else [_whole(seed) for seed in given]
     if not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError("must be whole numbers")
+        raise ValueError("must be a list of whole numbers")
     if len(set(seeds)) < len(seeds):
         raise ValueError("must name each seed once")
     return Seeds(values=tuple(seeds), looks=looks)

@@ -16,6 +16,7 @@ from stn_pipeline.search.sweepfile import in_words as space_in_words
 from stn_pipeline.texts import code, markdown
 
 BEST_SHOWN = 5
+CONDITIONS = {"code": "training code", "device": "kind of device"}  # what the names of training.fingerprint.conditions mean
 
 
 def publish(search: Search) -> str:
@@ -53,7 +54,10 @@ def changes(before: dict[str, Any], now: dict[str, Any], told: str) -> list[str]
     names = [name for name in now if name != "after" and before.get(name) != now[name]]
     if names and not before.keys() & now.keys() - {"after"}:
         return [f"{told}; under what code, torch and kind of device the earlier trainings ran was not kept."]
-    return [f"{told} under another {name}: {before.get(name)} before, {now[name]} then; the two may not compare." for name in names]
+    return [
+        f"{told} under another {CONDITIONS.get(name, name)}: {before.get(name)} before, {now[name]} then; the two may not compare."
+        for name in names
+    ]
 
 
 def epochs_saved(search: Search) -> tuple[int, int]:
