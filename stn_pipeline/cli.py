@@ -56,7 +56,7 @@ def parse(
         raise ConfigError(f"unknown flag {quoted(unknown[0])}{near}; --help lists the flags")
     if positional and not hasattr(given, positional):
         raise ConfigError(f"{positional}: missing; it is {(options or {})[positional]}")
-    return vars(given)
+    return {name: value if isinstance(value, str) else "--" for name, value in vars(given).items()}  # argparse makes [] of --x=--
 
 
 def _underscored(word: str) -> str:

@@ -198,6 +198,11 @@ def test_bytes_of_another_encoding_are_one_line(argv):
     assert through_flags(SweepConfig, argv).endswith("is not text in UTF-8: write it anew, or rename what it names")
 
 
+def test_a_flags_value_may_be_two_dashes():
+    assert cli.parse(TrainConfig, ["--data_dir=--"], "", {"resume": "x"}) == {"data_dir": "--"}
+    assert outcome(lambda: TrainConfig.parse(cli.parse(TrainConfig, ["--lr=--"], ""))) == "lr=--: must be a number (default 0.01)"
+
+
 # Words and numbers
 
 
