@@ -331,7 +331,7 @@ def finals(tuned: list[float | None], default: list[float | None]) -> dict[str, 
 def test_a_lost_final_is_the_worst_outcome_and_there_is_no_plain_better_where_the_better_arm_lost_more():
     values = [0.5, 0.6, 0.55]
     lines = finals_in_words(finals([0.1, 0.2, 0.15, None], [*values, 0.5]), "digits (3 epochs)")
-    assert lines[0].startswith("Tuned lost 1 of 4 seeds on digits (3 epochs)") and "is shown" in lines[0]
+    assert lines[0].startswith("Tuned lost 1 of 4 seeds and default 0 on digits (3 epochs)") and "is shown" in lines[0]
     assert lines[-1] == f"Tuned lost 1 of 4 final trainings (1 diverged): {NAN}." and "better than" not in " ".join(lines)
     worse = finals_in_words(finals([*values, 0.5], [0.1, 0.2, 0.15, None]), "digits (3 epochs)")
     assert "worse than" not in " ".join(worse) and worse[-1].startswith("The default lost 1 of 4 final trainings (1 diverged)")
