@@ -209,7 +209,7 @@ def test_what_decides_what_is_learned_is_covered():
         ("transforms.sampler", "sample"),
         ("model.layers", "CoordConv2d"), ("model.network", "_initialise"), ("model.native", "_Stage"), ("training.fit", "fit"),
         ("training.step", "make_optimizer"), ("training.captured", "CapturedSteps"), ("training.scores", "score"),
-        ("training.device", "arithmetic"), ("compiler", "FLAGS"), ("compiler", "_start"),
+        ("training.device", "arithmetic"), ("compiler", "FLAGS"), ("compiler", "_run"),
     }  # fmt: skip
     assert ("config", "TrainConfig") not in names  # knobs count by their values
 

@@ -23,6 +23,7 @@ from stn_pipeline.search.page import changes, publish
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweep import NoTrialError, _opening, _register
 from stn_pipeline.search.sweepfile import Confirm, SweepConfig
+from stn_pipeline.texts import markdown
 from tests.fakes import BUG, FAILED, LOST, FakePool, Killed, News, ends, loss_of, record
 from tests.test_search_source import NOTE, Sweep, artifact, deaf_no_more, keys_of, no_pictures, registered
 
@@ -98,7 +99,6 @@ def test_choosing_by_the_mean_of_fresh_seeds_lowers_the_regret(noise, most):
     [
         (5, "confirm=5: must be {top: 5, seeds: 3}, or off"),
         (True, "confirm=True: must be {top: 5, seeds: 3}, or off"),
-        (None, "confirm=None: must be {top: 5, seeds: 3}, or off"),
         ([5, 3], "confirm=[5, 3]: must be {top: 5, seeds: 3}, or off"),
         ({"top": 0}, "confirm.top=0: must be >= 1 (default 5)"),
         ({"seeds": 0}, "confirm.seeds=0: must be >= 1 (default 3)"),
@@ -190,7 +190,7 @@ def test_what_was_promised_and_kept_is_on_the_console_the_page_and_in_the_figure
     best = f"The best trial, t{of[0.003]:03d}, promised val/loss {promised[0.003]:.4f}, kept {promised[0.003] + 0.5:.4f} ± 0.0000"
     assert lines[4] == f"{best} (2 fresh seeds)." and len(lines) == 5
     page = mlflow.get_run(sweep.parent.id).data.tags[NOTE]
-    assert page.startswith(f"**{' '.join(lines)}**") and "| configuration | promised | kept, mean ± sd | lost | lr |" in page
+    assert page.startswith(f"**{markdown(' '.join(lines))}**") and "| configuration | promised | kept, mean ± sd | lost | lr |" in page
     rows = [row for row in page.splitlines() if row.endswith(" | 0 of 2 | 0.002 |")]
     assert rows == [f"| t{of[0.002]:03d} | {promised[0.002]:.4f} | {promised[0.002]:.4f} ± 0.0000 | 0 of 2 | 0.002 |"]
     figures = json.loads(artifact(sweep.parent.id, "answer.json"))

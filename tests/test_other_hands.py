@@ -19,7 +19,7 @@ from stn_pipeline.tracking import Run
 from tests import fakes
 from tests.fakes import FakePool, News, ends, record
 from tests.test_compare import children_of, fresh, go, keys_of, place  # noqa: F401
-from tests.test_search_source import BASE, Sweep, no_pictures  # noqa: F401
+from tests.test_search_source import BASE, Sweep, no_pictures, pairs  # noqa: F401
 
 CRASHED = ends(record(1, 0.5), Outcome("crashed", "worker 1 (process 7) was killed by SIGSEGV"))
 
@@ -67,7 +67,7 @@ def test_a_final_trainings_run_that_is_deleted_is_made_anew_where_it_is_to_go_on
     search, pool = sweep.go({"tuned s1": lambda job: next(first, fakes.trained)(job)})
     tuned = [job for job in pool.jobs if job.key.endswith("tuned s1")]
     assert len(tuned) == 2 and tuned[0].run_id != tuned[1].run_id and tuned[1].resume == ""
-    assert len(search.pairs("test/loss")[0]) == 1
+    assert len(pairs(search, "test/loss")[0]) == 1
 
 
 def test_a_comparisons_run_that_is_deleted_is_missing_and_trained_anew_by_the_same_command(go):  # noqa: F811
@@ -198,8 +198,8 @@ def test_a_training_whose_process_died_twice_has_collapsed_and_is_not_missing(go
         why,
         why,
     )
-    assert any(f"low: seed 221 diverged: {why}" in line for line in said)
-    assert any("1 of 3 trainings of low collapsed" in line for line in said)
+    assert any(f"low: seed 221 crashed: {why}" in line for line in said)
+    assert any(line.startswith("low lost 1 of 3 seeds and base 0") for line in said)
     assert go(name=name, seeds=[220, 221, 222])[0].jobs == []
 
 
