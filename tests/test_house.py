@@ -122,7 +122,7 @@ def raw_prints(source: str) -> list[int]:
     printed = [
         node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and all(isinstance(arg, ast.Constant) for arg in node.args)
     ]
-    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "print" and node not in printed]
+    return sorted(node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "print" and node not in printed)
 
 
 def test_every_message_that_holds_a_name_goes_through_the_one_function():
