@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -18,7 +17,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from stn_pipeline.errors import StnError, StoreError
 from stn_pipeline.interrupts import check
-from stn_pipeline.texts import masked, printable
+from stn_pipeline.texts import masked, say
 
 AWAY = (502, 503, 504)  # what a proxy says of a server that is gone, and MLflow of its database
 PATIENCE_S = 360.0
@@ -35,7 +34,7 @@ _patience_s = [PATIENCE_S]  # how long a locked store is waited for; none in a h
 
 def tell(line: str) -> None:
     """Print a line on standard error."""
-    print(printable(line), file=sys.stderr, flush=True)
+    say(line, error=True)
 
 
 def first_line(error: BaseException) -> str:
