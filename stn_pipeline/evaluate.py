@@ -59,7 +59,7 @@ def _data_config(trained: TrainConfig, knobs: EvalConfig) -> TrainConfig:
 
 
 def _load(
-    checkpoint: "Checkpoint", config: TrainConfig, knobs: EvalConfig, device: "torch.device", announce: Callable[[str], object] = print
+    checkpoint: "Checkpoint", config: TrainConfig, knobs: EvalConfig, device: "torch.device", announce: Callable[[str], object] = say
 ) -> "tuple[Splits, list[str]]":
     """Return the splits with the one to be scored ready for the run's network, and what belongs to its scores as a warning.
 

@@ -181,7 +181,7 @@ def in_words(scores: dict[str, Any]) -> str:
 
 def headline(title: str, scores: dict[str, Any], note: str, split: str = "test") -> str:
     """Return the Markdown at the top of a run's page: the answer, the hardest classes, where the pictures are."""
-    hardest = sorted(scores["per_class"].items(), key=lambda item: item[1]["f1"])[:3]
+    hardest = sorted(((name, row) for name, row in scores["per_class"].items() if row["n"]), key=lambda item: item[1]["f1"])[:3]
     return "\n\n".join(
         (
             f"**{markdown(title)}**: {split} {in_words(scores)}",
