@@ -23,6 +23,11 @@ def client(workplace, monkeypatch):
     return mlflow.MlflowClient(f"sqlite:///{workplace.path}/mlflow.db")
 
 
+def first_runs(workplace: Workplace) -> list[mlflow.entities.Run]:
+    """Return the runs of a store that the commands under test have made: a client made before them would make it."""
+    return runs(mlflow.MlflowClient(f"sqlite:///{workplace.path}/mlflow.db"))
+
+
 def runs(client: mlflow.MlflowClient) -> list[mlflow.entities.Run]:
     return client.search_runs([e.experiment_id for e in client.search_experiments()])
 
@@ -56,7 +61,8 @@ def test_a_closed_terminal_ends_the_run_killed_unless_nohup_was_asked_for(workpl
     assert process.returncode == 143 and {run.info.status for run in runs(client)} == {"KILLED"}
 
 
-def test_a_signal_or_a_kill_in_the_first_seconds_leaves_a_folder_that_trains(workplace: Workplace, client):
+def test_a_signal_or_a_kill_in_the_first_seconds_leaves_a_folder_that_trains(workplace: Workplace, monkeypatch):
+    monkeypatch.chdir(workplace.path)
     moments = random.Random(17)
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         process = workplace.start_module("train", *LONG)
@@ -64,6 +70,7 @@ def test_a_signal_or_a_kill_in_the_first_seconds_leaves_a_folder_that_trains(wor
             wait_for_line(process, "run " if sent == signal.SIGTERM else "epoch")
         else:
             while not list(workplace.path.glob(".mlflow.db.making-*")):
+                assert process.poll() is None and not (workplace.path / "mlflow.db").exists()
                 time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5))
         process.send_signal(sent)
@@ -71,15 +78,16 @@ def test_a_signal_or_a_kill_in_the_first_seconds_leaves_a_folder_that_trains(wor
         assert process.returncode == (128 + sent if sent != signal.SIGKILL else -sent), err
     done = workplace.run_module("train", *SHORT)
     assert done.returncode == 0, done.stderr
-    assert {run.info.status for run in runs(client)} <= {"KILLED", "FINISHED"}  # also of the one that was killed -9
+    assert {run.info.status for run in first_runs(workplace)} <= {"KILLED", "FINISHED"}  # also of the one that was killed -9
     assert not list(workplace.path.glob(".mlflow.db*"))
 
 
-def test_three_first_commands_at_once_all_train(workplace, client):
+def test_three_first_commands_at_once_all_train(workplace, monkeypatch):
+    monkeypatch.chdir(workplace.path)
     started = [workplace.start_module("train", *SHORT, "--seed", str(seed)) for seed in range(3)]
     ended = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ended
-    assert [run.info.status for run in runs(client)] == ["FINISHED"] * 3
+    assert [run.info.status for run in first_runs(workplace)] == ["FINISHED"] * 3
 
 
 def test_a_store_that_is_locked_for_longer_than_mlflow_waits_costs_nothing_but_time(workplace, client):
