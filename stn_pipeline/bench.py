@@ -45,17 +45,17 @@ class BenchConfig(Knobs):
     data_dir: str = knob("data", help="folder of the torchvision sets")
     transform: str = knob("affine", help="family of warps of our engine; the loops beside it are always affine")
     precision: str = knob("fp32", help="arithmetic of our engine; the loops beside it are always fp32")
-    batch_size: int = knob(64, help="images a step", unit="images", ge=1)
+    batch_size: int = knob(64, help="images a step", unit="images", ge=1, le=1_000_000)
     image_size: int = knob(0, help="side to which all images are scaled; 0 keeps their own", unit="px", ge=0, le=1024)
-    images: int = knob(0, help="training images an epoch; 0 for all", unit="images", ge=0)
-    threads: int = knob(0, help="of all the processes of a contender together; 0 for one a core", ge=0)
-    at_once: int = knob(0, help="trainings side by side where a sweep's speed is told; 0 for one a core, at most 8", ge=0)
+    images: int = knob(0, help="training images an epoch; 0 for all", unit="images", ge=0, le=1_000_000_000)
+    threads: int = knob(0, help="of all the processes of a contender together; 0 for one a core", ge=0, le=1024)
+    at_once: int = knob(0, help="trainings side by side where a sweep's speed is told; 0 for one a core, at most 8", ge=0, le=1024)
     workers: Annotated[str, BeforeValidator(_numbers)] = knob("0,2,4", help="DataLoader workers of the loops beside ours")
     vary: Annotated[str, BeforeValidator(_varied)] = knob(
         "", help="knobs to give other values, one knob at a time, as in 'batch_size=16,256 image_size=28,64'"
     )
-    vary_images: int = knob(6400, help="training images an epoch where knobs are varied; 0 for all", unit="images", ge=0)
-    repeats: int = knob(3, help="epochs of each loop, in turn, after one that is not counted", ge=1)
+    vary_images: int = knob(6400, help="training images an epoch where knobs are varied; 0 for all", unit="images", ge=0, le=1_000_000_000)
+    repeats: int = knob(3, help="epochs of each loop, in turn, after one that is not counted", ge=1, le=10_000)
     device: DeviceName = knob("auto", help=DEVICE_HELP)
     out: str = knob("", help="folder for bench.json and bench.png; none by default")
 

@@ -6,7 +6,6 @@ warm before they are timed. The places take turns, so that a drifting machine sl
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from pydantic import BeforeValidator
 
 from stn_pipeline import cli
 from stn_pipeline.config import Knobs, knob
-from stn_pipeline.errors import ConfigError
+from stn_pipeline.paths import for_output
 from stn_pipeline.questions import names
 
 
@@ -23,8 +22,8 @@ class BenchPoolsConfig(Knobs):
     """One table of overheads."""
 
     workers: Annotated[tuple[int, ...], BeforeValidator(names)] = knob((1, 2, 4, 8), help="numbers of workers, each in turn")
-    trials: int = knob(5, help="timed trials for each worker", ge=1)
-    repeats: int = knob(3, help="times that all is done", ge=1)
+    trials: int = knob(5, help="timed trials for each worker", ge=1, le=10_000)
+    repeats: int = knob(3, help="times that all is done", ge=1, le=10_000)
     ray: str = knob("", help="Ray cluster to time too: auto, or HOST:PORT; it needs a core for each worker")
     out: str = knob("", help="file for the figures as JSON, with the picture beside it as .png; none by default")
 
@@ -32,9 +31,7 @@ class BenchPoolsConfig(Knobs):
 def bench_pools(argv: Sequence[str]) -> None:
     """Time as the flags say, print a table and, where asked, write JSON and a picture."""
     knobs = BenchPoolsConfig.parse(cli.parse(BenchPoolsConfig, argv, "Time what a trial costs beside its training."))
-    if knobs.out and not Path(knobs.out).parent.is_dir():
-        raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
-    out = Path(knobs.out).resolve() if knobs.out else None
+    out = for_output("out", knobs.out).resolve() if knobs.out else None
 
     import torch
 

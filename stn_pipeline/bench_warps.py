@@ -6,13 +6,12 @@ All take turns, so that a drifting machine slows all. Beside ours stands libcpab
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from stn_pipeline import cli
 from stn_pipeline.config import DEVICE_HELP, DeviceName, Knobs, knob
-from stn_pipeline.errors import ConfigError
+from stn_pipeline.paths import for_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +22,11 @@ REFERENCE_STEPS = 1000
 class BenchWarpsConfig(Knobs):
     """One table of costs."""
 
-    batch_size: int = knob(64, help="images a batch", unit="images", ge=1)
+    batch_size: int = knob(64, help="images a batch", unit="images", ge=1, le=1_000_000)
     image_size: int = knob(28, help="side of the images", unit="px", ge=2, le=1024)
-    threads: int = knob(1, help="threads of all", ge=1)
-    repeats: int = knob(20, help="batches of each, in turn, after two that are not counted", ge=1)
-    furthest: float = knob(8.0, help="how far CPAB's furthest point moves where errors are told", unit="px", gt=0)
+    threads: int = knob(1, help="threads of all", ge=1, le=1024)
+    repeats: int = knob(20, help="batches of each, in turn, after two that are not counted", ge=1, le=1_000_000)
+    furthest: float = knob(8.0, help="how far CPAB's furthest point moves where errors are told", unit="px", gt=0, le=1024)
     device: DeviceName = knob("auto", help=DEVICE_HELP)
     out: str = knob("", help="file for the figures as JSON; none by default")
 
@@ -35,8 +34,7 @@ class BenchWarpsConfig(Knobs):
 def bench_warps(argv: Sequence[str]) -> None:
     """Time as the flags say, print a table and, where asked, write JSON."""
     knobs = BenchWarpsConfig.parse(cli.parse(BenchWarpsConfig, argv, "Time the families of warps."))
-    if knobs.out and not Path(knobs.out).parent.is_dir():
-        raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
+    out = for_output("out", knobs.out) if knobs.out else None
 
     import torch
 
@@ -66,9 +64,9 @@ def bench_warps(argv: Sequence[str]) -> None:
     errors = cpab_errors(knobs)
     for name, error in errors.items():
         print(f"{name:<22} mean {error['mean']:.2e} px, most {error['most']:.2e} px, where the furthest point moves {knobs.furthest:g} px")
-    if knobs.out:
+    if out is not None:
         told = machine(device) | {"knobs": knobs.model_dump(exclude={"out"}), "ms": rows, "cpab_error_px": errors}
-        Path(knobs.out).write_text(json.dumps(told, indent=1) + "\n")
+        out.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _contenders(knobs: BenchWarpsConfig, device: Any, points: "Tensor") -> "dict[str, Callable[[], object]]":

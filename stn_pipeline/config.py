@@ -1,18 +1,22 @@
 """Every knob, once: type, default, bounds, unit, help, and the range that a sweep may search.
 
-The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and the README's
+The command-line flags, the MLproject parameters, the params that MLflow shows, the sweep files' check and docs/knobs.md's
 knob table all come from these declarations.
 """
 
 import re
+import unicodedata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from stn_pipeline.errors import ConfigError, did_you_mean
+from stn_pipeline.paths import expanded
+from stn_pipeline.texts import quoted
+from stn_pipeline.yamlfile import is_nothing
 
 FOLDER = "folder:"
 DATA = {"dataset", "data_dir", "image_size", "distortion", "draws", "val_fraction", "seed"}  # knobs that decide the splits
@@ -38,15 +42,19 @@ class Choices(NamedTuple):
     values: tuple[Any, ...]
 
 
-def knob(default: Any, *, help: str, unit: str = "", search: Range | Choices | None = None, **bounds: Any) -> Any:
-    """Declare a knob; `bounds` are pydantic's (gt, ge, lt, le)."""
-    return Field(default, description=help, json_schema_extra={"unit": unit, "search": search}, **bounds)  # type: ignore[dict-item]
+def knob(default: Any, *, help: str, unit: str = "", search: Range | Choices | None = None, absent: Any = None, **bounds: Any) -> Any:
+    """Declare a knob; `bounds` are pydantic's (gt, ge, lt, le).
+
+    absent: what a run from before this knob counts as, where that is not its default: whoever changes a default keeps the first here.
+    """
+    extra: Any = {"unit": unit, "search": search, "absent": absent}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
 def _check_dataset(name: Any) -> Any:
     name = str(name)
     if name.startswith(FOLDER) and len(name) > len(FOLDER):
-        return FOLDER + str(Path(name.removeprefix(FOLDER)).expanduser().resolve())
+        return FOLDER + str(expanded(name.removeprefix(FOLDER)).resolve())
     if name in DATASETS:
         return name
     raise ValueError(f"choose {DATASET_CHOICES}{did_you_mean(name, DATASETS)}")
@@ -56,6 +64,48 @@ def _check_device(name: Any) -> Any:
     if re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", str(name)):
         return name
     raise ValueError("choose auto, cpu, cuda (a GPU) or cuda:N")
+
+
+_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.?(?:inf|nan)", re.IGNORECASE)
+MOST_TEXT = 4000  # characters of a value; MLflow cuts a param at 6000
+MOST_DIGITS = 400
+
+
+def number(given: Any) -> Any:
+    """Return the word of a number, as in 0.01, 1e-2, 5; 007, 1_000, 0x1f and 1:30 are none, nor is true."""
+    if isinstance(given, bool):
+        raise PydanticKnownError("float_type")
+    if not isinstance(given, str):
+        return given
+    if not _NUMBER.fullmatch(word := given.strip()):
+        raise PydanticKnownError("float_parsing")
+    return word.lower().replace(".inf", "inf").replace(".nan", "nan")
+
+
+def whole_number(given: Any) -> Any:
+    """Return a whole number of its word, as in 10, 1e1, 10.0."""
+    if isinstance(given, bool):
+        raise PydanticKnownError("int_type")
+    if not isinstance(given, str):
+        return given
+    word = given.strip()
+    if len(word) > MOST_DIGITS:
+        raise PydanticKnownError("int_parsing_size")
+    if re.fullmatch(r"[-+]?(0|[1-9][0-9]*)", word):
+        return int(word)
+    if not _NUMBER.fullmatch(word):
+        raise PydanticKnownError("int_parsing")
+    if not (value := float(number(word))).is_integer():
+        raise PydanticKnownError("int_from_float")
+    return int(value)
+
+
+def _text(given: str) -> str:
+    if len(given) > MOST_TEXT:
+        raise ValueError(f"must be at most {MOST_TEXT} characters, got {len(given)}")
+    if not given.isprintable() and any(unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\n\t" for mark in given):
+        raise ValueError("must be without control characters and broken ones")
+    return given
 
 
 def short_name(dataset: str) -> str:
@@ -77,12 +127,33 @@ class Knobs(BaseModel):
     def parse(cls, values: dict[str, Any]) -> Self:
         """Return the checked knobs.
 
-        Raises: ConfigError, one line for the first thing that is wrong.
+        Raises: ConfigError, one line for the first thing that is wrong; a name that is unknown before one that is missing.
         """
+        for name in map(str, values):
+            if name not in cls.model_fields:
+                near = did_you_mean(name, cls.model_fields)
+                raise ConfigError(f"unknown {cls.noun} {quoted(name)}: choose from {', '.join(cls.model_fields)}{near}")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(_explain(cls, error.errors()[0])) from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_words(cls, given: Any, info: ValidationInfo) -> Any:
+        """Read numbers as every file and flag spells them, and refuse text that nothing could show."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if type(None) in kinds and is_nothing(given):
+            return None
+        read = whole_number if int in kinds else number if float in kinds else None
+        if read and isinstance(given, (list, tuple)):
+            return [read(item) for item in given]
+        if read and isinstance(given, dict):
+            return {key: read(item) for key, item in given.items()}
+        if read and (get_origin(annotation) not in (tuple, dict) or _NUMBER.fullmatch(str(given))):
+            return read(given)
+        return _text(given) if isinstance(given, str) else given
 
     def plain(self) -> dict[str, Any]:
         """Return the values as a file would hold them."""
@@ -97,7 +168,7 @@ class TrainConfig(Knobs):
     """One training: the data, the network, the optimiser, the machine."""
 
     dataset: DatasetName = knob("auto", help=DATASET_HELP)
-    data_dir: str = knob("data", help="folder of the torchvision sets, filled by a download where they are absent")
+    data_dir: str = knob("data", help="folder of the torchvision sets, filled by a download where they are absent", min_length=1)
     image_size: int = knob(
         0, help="side to which the images of a folder are resized; 0 keeps their own (mixed: the commonest)", unit="px", ge=0, le=1024
     )
@@ -131,8 +202,8 @@ class TrainConfig(Knobs):
     padding: Literal["zeros", "border", "reflection"] = knob(
         "zeros", help="what the sampler sees outside the image", search=Choices(("zeros", "border", "reflection"))
     )
-    epochs: int = knob(50, help="passes over the training split", ge=1)
-    batch_size: int = knob(64, help="images a step", unit="images", ge=1, search=Choices((32, 64, 128, 256, 512)))
+    epochs: int = knob(50, help="passes over the training split", ge=1, le=1_000_000)
+    batch_size: int = knob(64, help="images a step", unit="images", ge=1, le=1_000_000, search=Choices((32, 64, 128, 256, 512)))
     lr: float = knob(0.01, help="learning rate of the classifier", gt=0, le=100, search=Range(1e-4, 3e-2, log=True))
     loc_lr_multiplier: float = knob(
         0.1, help="the localisation net's learning rate as a share of lr; at 1 some seeds collapse", ge=0, le=100,
@@ -189,14 +260,15 @@ class EvalConfig(Knobs):
     dataset: Annotated[str, BeforeValidator(lambda name: name if name == "same" else _check_dataset(name))] = knob(
         "same", help=f"same (as it was trained on), {DATASET_CHOICES}"
     )
-    data_dir: str = knob("same", help="folder of the torchvision sets; same is the run's own")
+    data_dir: str = knob("same", help="folder of the torchvision sets; same is the run's own", min_length=1)
     distortion: Literal["same", "none", "rotated", "rts", "projective", "elastic", "cluttered"] = knob(
         "same", help="distortion of the images; same is the run's own"
     )
     split: Literal["train", "val", "test"] = knob("test", help="split to score")
     robustness: int = knob(
-        1000, help="undistorted images on which accuracy is told against rotation, scale and shift; 0 for none", unit="images", ge=0
-    )
+        1000, help="undistorted images on which accuracy is told against rotation, scale and shift; 0 for none", unit="images", ge=0,
+        le=1_000_000,
+    )  # fmt: skip
     device: DeviceName = knob("auto", help=DEVICE_HELP)
 
 
@@ -211,9 +283,15 @@ def search_of(field: FieldInfo) -> Range | Choices | None:
     return search
 
 
+def absent_of(field: FieldInfo) -> Any:
+    """Return what a run that does not have a knob counts as."""
+    absent = _extra(field)["absent"]
+    return field.default if absent is None else absent
+
+
 def default_of(field: FieldInfo) -> str:
     """Return the default of a knob as a user would type it, or nothing where it is required."""
-    if field.is_required() or isinstance(field.default, dict):
+    if field.is_required() or field.default is None or isinstance(field.default, dict):
         return ""
     if isinstance(field.default, tuple):
         return ", ".join(map(str, field.default))
@@ -229,7 +307,7 @@ def choices_of(field: FieldInfo) -> tuple[str, ...]:
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
     extra = field.json_schema_extra
-    return extra if isinstance(extra, dict) else {"unit": "", "search": None}
+    return extra if isinstance(extra, dict) else {"unit": "", "search": None, "absent": None}
 
 
 _RULES = {
@@ -248,13 +326,13 @@ _RULES = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
+    "dict_type": "must be names and their values",
+    "tuple_type": "must be a list",
 }
 
 
 def _explain(cls: type[Knobs], error: ErrorDetails) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        return f"unknown {cls.noun} {name}: choose from {', '.join(cls.model_fields)}{did_you_mean(name, cls.model_fields)}"
     if error["type"] == "missing":
         return f"{name}: missing; it is the {cls.model_fields[name].description}: give --{name} VALUE"
     if not name:
@@ -267,4 +345,4 @@ def _explain(cls: type[Knobs], error: ErrorDetails) -> str:
         rule += f" (default {default_of(field)})" if default_of(field) else ""
     else:
         rule = error["msg"].removeprefix("Value error, ")
-    return f"{name}={' '.join(str(got).split())}: {rule}"
+    return f"{name}={quoted(got)}: {rule}"

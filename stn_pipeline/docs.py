@@ -1,4 +1,4 @@
-"""Write what is derived from the declarations: MLproject, conda.yaml and the README's knob table.
+"""Write what is derived from the declarations: MLproject, conda.yaml and the table of docs/knobs.md.
 
 `python -m stn_pipeline.docs` writes them anew; a test fails when one is stale.
 """
@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from stn_pipeline.config import EvalConfig, Knobs, TrainConfig, choices_of, default_of, unit_of
 
 ROOT = Path(__file__).parent.parent
+KNOBS = "docs/knobs.md"
 TABLE_START, TABLE_END = "<!-- knobs: python -m stn_pipeline.docs -->\n", "<!-- end of knobs -->"
 
 MLPROJECT = """\
@@ -67,7 +68,7 @@ def conda() -> str:
 
 
 def knob_table() -> str:
-    """Return the README's table of knobs."""
+    """Return the table of knobs."""
     fields = TrainConfig.model_fields.items()
     rows = [f"| `{name}` | {default_of(field)} | {_values(field)} | {field.description} |" for name, field in fields]
     return "\n".join(["| knob | default | values | what it is |", "|---|---|---|---|", *rows]) + "\n"
@@ -81,16 +82,16 @@ def _values(field: FieldInfo) -> str:
     return ", ".join(bounds) + (f" {unit_of(field)}" if unit_of(field) else "")
 
 
-def readme() -> str:
-    """Return README.md with its knob table written anew."""
-    text = (ROOT / "README.md").read_text()
+def knobs_page() -> str:
+    """Return docs/knobs.md with its table written anew."""
+    text = (ROOT / KNOBS).read_text()
     before, _, rest = text.partition(TABLE_START)
     return before + TABLE_START + knob_table() + TABLE_END + rest.partition(TABLE_END)[2]
 
 
 def main() -> None:
     """Write the three files."""
-    for name, content in {"MLproject": mlproject(), "conda.yaml": conda(), "README.md": readme()}.items():
+    for name, content in {"MLproject": mlproject(), "conda.yaml": conda(), KNOBS: knobs_page()}.items():
         (ROOT / name).write_text(content)
 
 

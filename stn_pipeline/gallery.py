@@ -1,12 +1,13 @@
 """Pictures of what warps do: `python -m stn_pipeline.gallery` for the families, `--runs ID,ID` for networks that were trained."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stn_pipeline import cli
 from stn_pipeline.config import DATASET_HELP, DatasetName, Knobs, TrainConfig, knob
 from stn_pipeline.errors import ConfigError
+from stn_pipeline.paths import for_output
+from stn_pipeline.texts import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ class GalleryConfig(Knobs):
     data_dir: str = knob("data", help="folder of the torchvision sets")
     runs: str = knob("", help="ids of training runs, with commas between, to show on the same test images; none: the families of warps")
     images: int = knob(8, help="test images, with runs", ge=1, le=20)
-    image: int = knob(4, help="number of the test image that the families warp", ge=0)
+    image: int = knob(4, help="number of the test image that the families warp", ge=0, le=1_000_000_000)
     seed: int = knob(3, help="of the directions in which the families warp", ge=0, lt=1_000_000_000)
     out: str = knob("gallery.png", help="file for the picture")
 
@@ -44,11 +45,10 @@ def towards(family: "Transform", direction: "Tensor", way: float, points: "Tenso
 def gallery(argv: Sequence[str]) -> None:
     """Draw as the flags say."""
     knobs = GalleryConfig.parse(cli.parse(GalleryConfig, argv, "Draw what families of warps, or trained networks, do to images."))
-    if not Path(knobs.out).parent.is_dir():
-        raise ConfigError(f"out={knobs.out}: no folder {Path(knobs.out).parent}: make it first")
+    out = for_output("out", knobs.out)
     figure = _of_runs(knobs) if knobs.runs else _of_families(knobs)
-    Path(knobs.out).write_bytes(figure)
-    print(knobs.out)
+    out.write_bytes(figure)
+    say(knobs.out)
 
 
 def _of_families(knobs: GalleryConfig) -> bytes:
@@ -69,7 +69,7 @@ def _of_families(knobs: GalleryConfig) -> bytes:
     arms = {}
     for way in STRENGTHS:
         grids = []
-        for family in TRANSFORMS.values():
+        for family in (family.for_image(size) for family in TRANSFORMS.values()):
             direction = torch.randn(family.n_params, generator=torch.Generator().manual_seed(knobs.seed))
             grids.append(family(towards(family, direction, way, points), points).view(1, *size, 2))
         grid = torch.cat(grids)

@@ -1,6 +1,5 @@
 """What the console shows of a training or a sweep: a bar in a terminal, a line an epoch or a trial elsewhere."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -8,15 +7,9 @@ from typing import Protocol, Self
 
 from tqdm import tqdm
 
+from stn_pipeline.interrupts import check
+from stn_pipeline.texts import printable
 from stn_pipeline.training import Record
-
-
-def _say(line: str) -> None:
-    """Print a line; where nobody reads any more (`| head`), go on in silence."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # for the rest of the process
 
 
 class Progress:
@@ -41,15 +34,18 @@ class Progress:
 
     def tick(self, n_images: int) -> None:
         """Move the bar by a step's images."""
+        check()
         self.bar.update(n_images)
 
     def watch(self, record: Record) -> None:
         """Show an epoch's numbers, and once what looks collapsed."""
+        check()
         if self.bar.disable:
-            _say(
+            print(
                 f"epoch {record.number:>{len(str(self.n_epochs))}}/{self.n_epochs}"
                 f"  train {record.train_loss:.4f} {record.train_accuracy:.4f}  val {record.val_loss:.4f} {record.val_accuracy:.4f}"
-                f"  {record.seconds:.1f} s  {record.images_per_s:,.0f} images/s"
+                f"  {record.seconds:.1f} s  {record.images_per_s:,.0f} images/s",
+                flush=True,
             )
         self.bar.set_description(f"epoch {record.number}/{self.n_epochs}", refresh=False)
         self.bar.set_postfix_str(f"train {record.train_loss:.4f}, val {record.val_loss:.4f}, val accuracy {record.val_accuracy:.4f}")
@@ -88,10 +84,11 @@ class JobsProgress:
 
     def say(self, line: str) -> None:
         """Print a line, above the bar where there is one."""
+        line = printable(line)
         if self.bar is not None and not self.bar.disable:
             self.bar.write(line)
         else:
-            _say(line)
+            print(line, flush=True)
 
     def watch(self, sources: Sequence[Driven]) -> Callable[[], None]:
         """Show the bar; return what moves it."""
@@ -100,6 +97,7 @@ class JobsProgress:
 
         def move() -> None:
             nonlocal before
+            check()
             left = sum(source.n_left for source in sources)
             if left < before:
                 bar.update(before - left)

@@ -1,17 +1,20 @@
 """What a sweep file and a comparison file share: YAML that reads like the question it asks, checked whole before anything starts."""
 
 import re
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin
 
-import yaml
-from pydantic import BeforeValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, model_validator
 
+from stn_pipeline import yamlfile
 from stn_pipeline.config import Knobs, TrainConfig, knob
-from stn_pipeline.errors import ConfigError, did_you_mean
+from stn_pipeline.errors import ConfigError
+from stn_pipeline.texts import quoted
+from stn_pipeline.yamlfile import is_nothing
 
 ENTRY_POINTS = {"search": "sweep", "arms": "compare"}  # by the key that only its files have
 MOST_HERE = 256
+MOST_NAME = 100  # characters of a name that becomes part of a file's, a run's or a metric's: those end at 250
 
 
 def _address(given: Any) -> Any:
@@ -31,6 +34,7 @@ class Question(Knobs):
         0,
         help="trainings at once; 0 for one a core, or one a GPU where there are GPUs; with ray, for all that fit",
         ge=0,
+        le=100_000,
     )
     ray: Annotated[str, BeforeValidator(_address)] = knob(
         "", help="train on a Ray cluster: auto, or HOST:PORT; none by default (pip install 'stn-pipeline[ray]')"
@@ -57,7 +61,7 @@ def read(question: type[AnyQuestion], path: str, flags: dict[str, str], example:
 
     Raises: ConfigError, one line that names the place.
     """
-    content = load(path, example)
+    content = yamlfile.read(path, example)
     for key, module in ENTRY_POINTS.items():
         if key in content and key not in question.model_fields:
             raise ConfigError(f"{path}: has {key}, so it is a file for python -m stn_pipeline.{module}: run that, or name another file")
@@ -68,51 +72,24 @@ def read(question: type[AnyQuestion], path: str, flags: dict[str, str], example:
         raise error if from_flag else ConfigError(f"{path}: {error}") from error
 
 
-def load(path: str, example: str) -> dict[str, Any]:
-    """Return the keys of a file.
-
-    Raises: ConfigError where there is none, or it is not YAML of keys and values.
-    """
-    try:
-        content = yaml.load(Path(path).expanduser().read_text(), Loader=_OneOfEachKey)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}: name a file such as {example}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text: name a file such as {example}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold keys and values, such as name: mnist")
-    return {str(key): value for key, value in content.items()}
-
-
 def from_flags(question: type[Knobs], flags: dict[str, str]) -> dict[str, Any]:
-    """Return what flags say: YAML, except where the key takes words."""
+    """Return what flags say: YAML where the key takes a list or a mapping, else the word itself."""
     return {key: _flag(question, key, text) for key, text in flags.items()}
 
 
 def _flag(question: type[Knobs], key: str, text: str) -> Any:
-    if key in question.model_fields and question.model_fields[key].annotation is str:
+    if key not in question.model_fields or not _is_nested(question.model_fields[key].annotation):
         return text
     try:
-        return yaml.load(text, Loader=_OneOfEachKey)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{key}={text}: is not YAML") from error
+        return yamlfile.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={quoted(text)}: is not YAML") from error
 
 
-class _OneOfEachKey(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which a key that stands twice is an error, and 1e-3 a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"key {key} stands twice", problem_mark=node.start_mark)
-        content: dict[Any, Any] = super().construct_mapping(node, deep)
-        return content
-
-
-_OneOfEachKey.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+def _is_nested(annotation: Any) -> bool:
+    """Say whether a key takes a list or a mapping."""
+    kinds = (annotation, *get_args(annotation))
+    return get_origin(annotation) in (tuple, dict) or any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 def names(given: Any) -> Any:
@@ -123,7 +100,29 @@ def names(given: Any) -> Any:
 def check_name(given: Any) -> None:
     """Check that a name can be a file's."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name := str(given)):
-        raise ConfigError(f"name={name}: must be letters, digits and _ . - only")
+        raise ConfigError(f"name={quoted(name)}: must be letters, digits and _ . - only")
+    if len(name.encode()) > MOST_NAME:
+        raise ConfigError(f"name={quoted(name)}: must be at most {MOST_NAME} letters, got {len(name)}")
+
+
+def in_keys(name: str) -> str:
+    """Return a name as keys of metrics and names of files hold it: whatever else than letters, digits, _ . - is a _."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def check_in_keys(place: str, names: Iterable[str], most: int = MOST_NAME) -> None:
+    """Check that names can be parts of the keys of metrics and of files, by MLflow's rule, and stay different there.
+
+    place: what the error names, such as arms.   most: bytes of a name.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not re.search(r"[^\W_]", name) or in_keys(name).startswith("."):
+            raise ConfigError(f"{place}: a name must hold a letter or digit and not begin with a dot, got {quoted(name) or 'nothing'}")
+        if not name.isprintable() or name != name.strip() or len(name.encode()) > most:
+            raise ConfigError(f"{place}: a name must be one line of at most {most} letters, got {quoted(name)}")
+        if (twin := seen.setdefault(in_keys(name), name)) != name:
+            raise ConfigError(f"{place}: {quoted(twin)} and {quoted(name)} are both {in_keys(name)} in metrics and files: rename one")
 
 
 def knobs(place: str, given: Any, own_key: dict[str, str], beside: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -131,13 +130,10 @@ def knobs(place: str, given: Any, own_key: dict[str, str], beside: dict[str, Any
 
     own_key: knobs that the file sets by a key of its own, and what to say of it.
     """
-    given = given or {}
+    given = {} if is_nothing(given) else given
     if not isinstance(given, dict):
-        raise ConfigError(f"{place}={given}: must be knobs and their values, as in {{epochs: 10}}")
-    for name in given:
-        if not isinstance(name, str):
-            raise ConfigError(f"{place}: unknown knob {name}{did_you_mean(str(name), TrainConfig.model_fields)}")
-    for own in own_key.keys() & given.keys():
+        raise ConfigError(f"{place}={quoted(given)}: must be knobs and their values, as in {{epochs: 10}}")
+    for own in sorted(own_key.keys() & given.keys()):
         raise ConfigError(f"{place}.{own}: {own_key[own]}")
     try:
         checked = TrainConfig.parse((beside or {}) | given)

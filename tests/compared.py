@@ -50,7 +50,7 @@ def whole(job: Job, noise: float = 0.01, **tags: str) -> News:
     if tags:
         Run(job.run_id).tag(tags)
     yield record(1, 1.1)
-    yield Outcome("done", figures=scores | {"val/loss": 1.1, "best_epoch": 1, "time/overhead_s": 0.1})
+    yield Outcome("done", figures=scores | {"val/loss": 1.1, "val/accuracy": 0.8, "best_epoch": 1, "time/overhead_s": 0.1})
 
 
 def steady(job: Job) -> News:
@@ -102,7 +102,7 @@ def goer(monkeypatch: pytest.MonkeyPatch) -> Go:
     def go(plays: dict[str, Callable[[Job], News]] | None = None, n_workers: int = 1, **keys: object) -> tuple[FakePool, list[str]]:
         pool, said = FakePool({"": whole} | (plays or {}), n_workers), []
         pool.plays[""] = pool.plays.pop("")  # the last, since it is a part of every key
-        monkeypatch.setattr(places, "LocalPool", lambda n, kind: pool)
+        monkeypatch.setattr(places, "LocalPool", lambda n, kind, say: pool)
         config = CompareConfig.parse(KEYS | keys)
         compare.run(config, said.append, lambda sources: lambda: [(source.state, source.n_left) for source in sources], "the command")
         return pool, said

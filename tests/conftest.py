@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from stn_pipeline.interrupts import NUMBERS
+
 if TYPE_CHECKING:
     from tests.driven import Sweep
 
 ROOT = Path(__file__).parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # of several processes with two threads each, on two cores, all wait for each other
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it is ignored, and processes inherit that
+# In a shell's background, or under nohup, these are ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def signals_restored():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield  # a drive that is stopped ends deaf to both
+    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    yield  # what is stopped ends deaf to them
     for number, handler in handlers.items():
         signal.signal(number, handler)

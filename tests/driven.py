@@ -143,11 +143,11 @@ def mid_trial_and_about_to_start_another(sweep: Sweep, driver: subprocess.Popen[
     until(found, driver, pause_s=0.01)
 
 
-def mid_final(sweep: Sweep, driver: subprocess.Popen[str]) -> Run:
-    """Wait for a final training that goes on, its third epoch behind it."""
+def mid_final(sweep: Sweep, driver: subprocess.Popen[str], stage: str = "final") -> Run:
+    """Wait for a final training, or one of another stage, that goes on, its third epoch behind it."""
 
     def found() -> Run | None:
-        training = [run for run in sweep.runs("final") if run.info.status == "RUNNING" and worker_of(run, driver)]
+        training = [run for run in sweep.runs(stage) if run.info.status == "RUNNING" and worker_of(run, driver)]
         return next((run for run in training if len(sweep.epochs(run.info.run_id)) >= 3), None)
 
     return until(found, driver)

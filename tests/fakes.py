@@ -39,7 +39,7 @@ def trained(job: Job) -> News:
         if job.whole:
             Run(job.run_id).log_metrics({"val/loss": loss + more}, number)
         yield record(number, loss + more)
-    figures = {"val/loss": loss, "best_epoch": 2, "time/overhead_s": 0.5}
+    figures = {"val/loss": loss, "val/accuracy": 0.5, "best_epoch": 2, "time/overhead_s": 0.5}
     if job.whole:
         figures |= test_figures(job.config)
         Run(job.run_id).log_metrics(test_figures(job.config))
@@ -58,7 +58,7 @@ def ends(*news: Record | Outcome | BaseException) -> Callable[[Job], News]:
     return train
 
 
-DONE = Outcome("done", figures={"val/loss": 0.5, "best_epoch": 1, "time/overhead_s": 0.5})
+DONE = Outcome("done", figures={"val/loss": 0.5, "val/accuracy": 0.5, "best_epoch": 1, "time/overhead_s": 0.5})
 LOST = ends(record(1, 0.5), Outcome("lost", "worker 7 ended with exit code -9"))
 FAILED = ends(Outcome("failed", "training loss is nan at epoch 1, step 3 of 21, lr=0.1"))
 BUG = ends(record(1, 0.5), Outcome("bug", "ZeroDivisionError: division by zero\nTraceback:\n  File x\n"))

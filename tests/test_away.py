@@ -103,7 +103,7 @@ def test_the_console_hears_once_that_it_went_and_that_it_came_back(closed_port, 
 
 
 def test_the_start_says_at_once_that_nobody_answers(closed_port, monkeypatch):
-    monkeypatch.setattr("stn_pipeline.tracking.where.store", lambda: f"http://127.0.0.1:{closed_port}")
+    monkeypatch.setattr("stn_pipeline.tracking.where._address", lambda: f"http://127.0.0.1:{closed_port}")
     started = time.monotonic()
     with pytest.raises(RunError, match="does not answer .*: start it, or set MLFLOW_TRACKING_URI"), tracking.reachable():
         raise AssertionError("the block was entered")
@@ -184,7 +184,7 @@ def test_what_a_worker_elsewhere_is_told_of_the_store(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, value in {"MLFLOW_TRACKING_PASSWORD": "p", "MLFLOW_RUN_ID": "r", "OTHER": "o"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("stn_pipeline.tracking.where.store", lambda: "sqlite:///mlflow.db")
+    monkeypatch.setattr("stn_pipeline.tracking.where._address", lambda: "sqlite:///mlflow.db")
     told = tracking.settings()
     assert told["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db" and told["MLFLOW_TRACKING_PASSWORD"] == "p"
     assert "MLFLOW_RUN_ID" not in told and "OTHER" not in told

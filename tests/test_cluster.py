@@ -29,7 +29,7 @@ def test_an_epoch_waits_for_its_answer_and_others_do_not():
         box = Mailbox()
         await box.admit("a")
         await box.admit("b")
-        assert await box.begin("a") and await box.begin("b")
+        assert await box.begin("a", 7) and await box.begin("b", 8)
         first = asyncio.create_task(box.epoch("a", {"number": 1}))
         second = asyncio.create_task(box.epoch("b", {"number": 7}))
         await asyncio.sleep(0)
@@ -46,12 +46,12 @@ def test_an_attempt_that_was_given_up_is_let_go_and_heard_no_more():
     async def scene() -> None:
         box = Mailbox()
         await box.admit("a")
-        assert await box.begin("a")
+        assert await box.begin("a", 7)
         waiting = asyncio.create_task(box.epoch("a", {"number": 1}))
         await asyncio.sleep(0)
         assert await box.drop("a") is True
         assert await waiting is False  # so that a worker that was thought dead ends
-        assert await box.begin("a") is False and await box.epoch("a", {"number": 2}) is False
+        assert await box.begin("a", 7) is False and await box.epoch("a", {"number": 2}) is False
         assert await box.take() == [("a", {"number": 1})]
         await box.admit("b")
         assert await box.drop("b") is False  # it had not begun

@@ -14,7 +14,7 @@ from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError
 from stn_pipeline.jobs import Job, Outcome, places
 from stn_pipeline.jobs.driver import JobError
-from stn_pipeline.training.fingerprint import fingerprint
+from stn_pipeline.training.fingerprint import conditions, fingerprint
 from tests.compared import (
     KEYS,
     NOTE,
@@ -73,14 +73,14 @@ def test_each_arm_is_trained_with_each_seed_and_the_same_command_again_says_the_
 
     again, repeated = go(name=name, workers=3, **asked)  # the number of workers is no part of the question
     assert again.jobs == [] and parent_of(name).info.run_id == parent.info.run_id and len(children_of(name)) == 6
-    assert repeated[1:] == [line for line in said[said.index(repeated[1]) :]] and "6 done before" in repeated[0]
+    assert repeated[2:] == said[said.index(repeated[2]) :] and "6 done before" in repeated[1]
     assert len(tracking.search_runs({"comparison": name, "stage": "compare"})) == 1
 
 
 def test_more_seeds_and_another_arm_train_only_what_is_new_and_a_look_that_was_not_planned_is_told(go):
     _, first = go(name=fresh(), arms=TWO, seeds=[20, 21])
     more, said = go(name=fresh(), arms=TWO, seeds=[20, 21, 22])
-    assert keys_of(more) == ["base s22", "low s22"] and "4 runs of others" in said[0]
+    assert keys_of(more) == ["base s22", "low s22"] and "4 runs of others" in said[1]
     told = "This question was answered before with 2 seeds: this is look 2, and p is not corrected for that. "
     assert f"{told}Planned looks (seeds: {{looks: [2, 3]}}) are." in said and not any("answered before" in line for line in first)
     third, said = go(name=fresh(), arms=TWO, seeds=[20, 21, 22, 23])
@@ -103,11 +103,13 @@ def test_a_run_of_other_knobs_pixels_or_code_is_not_used_again(go, monkeypatch):
 def test_a_cell_has_the_fingerprint_that_its_training_will_have(store):
     settings = {"as they are": {}, "turned": {"distortion": "rotated"}, "twice": {"distortion": "rts", "draws": 2}}
     cells = compare._cells(
-        CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None
+        CompareConfig.parse(KEYS | {"name": "x", "seeds": [0, 3], "settings": settings}), places.Here(1), lambda line: None, compare.Tuned()
     )
+    assert {cell.config.compile for cell in cells} == {"off"}  # one engine, whatever each arm would get by itself
     assert len({cell.fingerprint for cell in cells}) == len(cells) == 18
     for cell in cells:
-        assert cell.fingerprint == fingerprint(cell.config, load(cell.config, announce=lambda line: None), torch.device("cpu"))
+        splits = load(cell.config, announce=lambda line: None)
+        assert cell.fingerprint == fingerprint(cell.config, splits, conditions("plain", torch.device("cpu")))
 
 
 def test_two_folders_of_one_name_are_refused_before_anything_starts(go, tmp_path):
@@ -169,7 +171,7 @@ def test_a_killed_driver_leaves_a_comparison_that_goes_on(go):
     assert len(done) == 4
     pool, said = go(name=name, seeds=[60, 61])
     assert keys_of(pool) == ["low s61", "high s61"] and pool.jobs[0].run_id == left.info.run_id == pool.jobs[0].resume
-    assert "4 done before" in said[0]
+    assert "4 done before" in said[1]
     children = children_of(name)
     assert len(children) == 6 and {child.info.status for child in children} == {"FINISHED"}
     assert all({child.info.run_id: child.data.metrics for child in children}[run_id] == metrics for run_id, metrics in done.items())
@@ -220,7 +222,9 @@ def test_a_bug_stops_the_comparison_at_once_and_one_that_goes_on_no_longer_says_
 
 def test_a_training_of_another_comparison_that_runs_is_not_taken_over(go):
     config = TrainConfig.parse({"dataset": "digits", "lr": 0.003, "seed": 97} | KEYS["train"])
-    cells = compare._cells(CompareConfig.parse(KEYS | {"name": "x", "arms": TWO, "seeds": [97]}), places.Here(1), lambda line: None)
+    cells = compare._cells(
+        CompareConfig.parse(KEYS | {"name": "x", "arms": TWO, "seeds": [97]}), places.Here(1), lambda line: None, compare.Tuned()
+    )
     tags = {"fingerprint": cells[1].fingerprint, "stage": "arm"}
     other = tracking.create_run("another's", tracking.experiment_id(), config, tags)
     pool, _ = go({"": whole}, name=fresh(), arms=TWO, seeds=[97])

@@ -15,6 +15,7 @@ import scipy.stats
 from stn_pipeline.comparing import arms
 from stn_pipeline.comparing.verdicts import holm
 from stn_pipeline.jobs import Job
+from stn_pipeline.texts import markdown
 from tests.compared import (
     NOTE,
     TWO,
@@ -196,7 +197,7 @@ def test_the_page_says_the_answer_first_and_the_report_stands_alone(go, pictures
     )
     note = parent_of(name).data.tags[NOTE]
     sentence = next(line for line in said if "test loss on digits (3 epochs)" in line)
-    assert note.startswith(f"* **{sentence}**\n* Test accuracy, described") and "| arm | n |" in note
+    assert note.startswith(f"* **{markdown(sentence)}**\n* Test accuracy, described") and "| arm | n |" in note and "<b>" not in note
     report = artifact(name, "report.html")
     assert "<b>low</b>" not in report and "&lt;b&gt;low&lt;/b&gt; &amp; co" in report and "<i>low" not in report
     assert not re.search(r"(src|href)=.(?!data:image/png;base64,)", report) and "<script" not in report and "@import" not in report

@@ -143,7 +143,7 @@ def test_what_is_shown_as_params_is_text_that_yaml_reads_back():
         ({"seeds": "many"}, "seeds=many: must be a number of seeds, a list of seeds, or {looks: "),
         ({"seeds": [0, -1]}, "seeds.seed=-1: must be >= 0"),
         ({"seeds": True}, "seeds=True: must be a number"),
-        ({"seeds": [0, 1.5]}, "must be whole numbers"),
+        ({"seeds": [0, 1.5]}, "must be a list of whole numbers"),
         *(
             ({"seeds": looks}, "must be {looks: .5, 10, 20.}: two or more rising numbers of seeds, the first at least 2")
             for looks in (

@@ -1,4 +1,4 @@
-"""One home for every knob: command line, MLproject, README and the rooms that know the names agree with config.py."""
+"""One home for every knob: command line, MLproject, docs/knobs.md and the rooms that know the names agree with config.py."""
 
 import shlex
 
@@ -59,7 +59,7 @@ def test_flags_read_the_same_with_dashes_and_with_an_equals_sign(name, dashes, e
 def test_written_files_are_not_stale():
     assert (ROOT / "MLproject").read_text() == docs.mlproject()
     assert (ROOT / "conda.yaml").read_text() == docs.conda()
-    assert (ROOT / "README.md").read_text() == docs.readme()
+    assert (ROOT / docs.KNOBS).read_text() == docs.knobs_page()
 
 
 def test_rooms_know_the_names_that_the_config_offers():

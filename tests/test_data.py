@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from stn_pipeline import data
 from stn_pipeline.config import DATASETS, TrainConfig
 from stn_pipeline.data import sources
-from stn_pipeline.data.splits import RawData, Split, Splits, split, stratified
+from stn_pipeline.data.splits import RawData, Split, Splits
+from stn_pipeline.data.splitting import split, stratified
 from stn_pipeline.errors import DataError
 
 TORCHVISION = sorted(set(DATASETS) - {"auto", "digits"})
@@ -159,7 +160,7 @@ def test_data_that_does_not_fit_is_refused(images: torch.Tensor, labels: torch.T
 
 def test_one_class_is_not_enough() -> None:
     with pytest.raises(DataError, match=r"has 1 class \(class0\), needs at least 2"):
-        raw([9])
+        split(raw([9]), 0.2, 0)
 
 
 def test_the_set_may_take_half_of_the_free_memory() -> None:

@@ -202,3 +202,75 @@ def test_checksums_and_pixel_statistics_are_those_of_the_distorted_images() -> N
 def test_a_plain_split_is_drawn_as_it_is() -> None:
     split = Split(blobs(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
     assert split.draw(3) is split
+
+
+# Images that are not square: what is told in pixels or degrees holds on them
+
+OBLONG = [(16, 48), (60, 20)]
+oblong = pytest.mark.parametrize("size", OBLONG, ids=str)
+
+
+def in_pixels(theta: Tensor, size: tuple[int, int], canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return affine thetas (N, 6) as maps from pixels of the canvas to pixels of the image, from the middles: (N, 2, 2), (N, 2)."""
+    half_image, half_canvas = (torch.tensor((w, h), dtype=torch.float64) / 2 for h, w in (size, canvas))
+    rows = theta.double().view(-1, 2, 3) * half_image[:, None]
+    return rows[:, :, :2] / half_canvas, rows[:, :, 2]
+
+
+@oblong
+@pytest.mark.parametrize("kind", ["rotated", "rts"])
+def test_turns_and_scales_keep_right_angles_on_oblong_images(kind: str, size: tuple[int, int]) -> None:
+    canvas = (round(CANVAS.get(kind, 1) * size[0]), round(CANVAS.get(kind, 1) * size[1]))
+    linear, offset = in_pixels(WARPED[kind].draw(2000, size, canvas, Generator().manual_seed(0)), size, canvas)
+    scale = 1 / torch.linalg.det(linear).sqrt()
+    product = scale[:, None, None] ** 2 * linear @ linear.transpose(1, 2)
+    torch.testing.assert_close(product, torch.eye(2, dtype=torch.float64).expand(2000, 2, 2), atol=1e-5, rtol=0)
+    angle, most = torch.rad2deg(torch.atan2(linear[:, 0, 1], linear[:, 0, 0])), 90 if kind == "rotated" else 45
+    assert scipy.stats.kstest(angle.numpy(), "uniform", (-most, 2 * most)).pvalue > 0.01
+    if kind == "rotated":
+        assert (offset.abs() < 1e-4).all() and (scale - 1).abs().max() < 1e-5
+        return
+    middle = -torch.linalg.solve(linear, offset)  # px on the canvas
+    room = (torch.tensor((canvas[1], canvas[0])) - scale[:, None] * torch.tensor((size[1], size[0]))) / 2
+    for share in (middle / room).T:
+        assert scipy.stats.kstest(share.numpy(), "uniform", (-1, 2)).pvalue > 0.01
+
+
+@oblong
+def test_corners_and_control_points_are_scattered_alike_both_ways_in_pixels_on_oblong_images(size: tuple[int, int]) -> None:
+    half, unit = torch.tensor((size[1], size[0]), dtype=torch.float64) / 2, min(size) / 28
+    theta = WARPED["projective"].draw(3000, size, size, Generator().manual_seed(0)).double()
+    corners = torch.tensor(CORNERS, dtype=torch.float64)
+    back = torch.linalg.inv(torch.cat((theta, torch.ones(3000, 1, dtype=torch.float64)), dim=1).view(-1, 3, 3))
+    homogeneous = torch.cat((corners, torch.ones(4, 1, dtype=torch.float64)), dim=1) @ back.transpose(1, 2)
+    at = homogeneous[..., :2] / homogeneous[..., 2:]
+    scatter = (half * at.sum(dim=1) / 2).std(dim=0) / unit  # of four independent moves; the scale cancels
+    assert (scatter - 5).abs().max() < 0.4
+
+    theta = WARPED["elastic"].draw(3000, size, size, Generator().manual_seed(0)).double()
+    scatter = (half * theta.view(-1, 16, 2).sum(dim=1) / 4).std(dim=0) / unit  # of sixteen
+    assert (scatter - 1.5).abs().max() < 0.1
+
+
+@oblong
+def test_clutter_on_oblong_images_is_the_image_and_square_patches(size: tuple[int, int]) -> None:
+    height, width = size
+    images, side = torch.full((50, 1, height, width), 200, dtype=torch.uint8), round(6 * min(size) / 28)
+    found = cluttered(images, Generator().manual_seed(0))
+    assert found.shape[2:] == (round(height * 60 / 28), round(width * 60 / 28))
+    for image in found[:, 0]:
+        windows = (image == 200).unfold(0, height, 1).unfold(1, width, 1).all(dim=(2, 3))
+        assert windows.any()  # somewhere it stands whole
+        row, column = windows.nonzero()[0].tolist()
+        rest = image.clone()
+        rest[row : row + height, column : column + width] = 0
+        assert (rest == 200).sum() <= 6 * side**2
+
+
+@oblong
+def test_any_distortion_of_an_oblong_image_turned_on_its_side_is_a_turn_in_pixels(size: tuple[int, int]) -> None:
+    """90 degrees on an oblong canvas shows the middle square turned, to the last bit."""
+    images, side = blobs(2, 1, *size), min(size)
+    rows, columns = (slice((whole - side) // 2, (whole + side) // 2) for whole in size)
+    turned = shown(images, 90, 1, (0, 0), size)
+    assert torch.equal(turned[:, :, rows, columns], images[:, :, rows, columns].rot90(-1, dims=(2, 3)))

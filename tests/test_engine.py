@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from stn_pipeline.model.layers import Stage
 from stn_pipeline.training import engine as engine_module
 from stn_pipeline.training import fit, score
 from stn_pipeline.training.captured import STEPS_A_REPLAY, CapturedSteps
-from stn_pipeline.training.engine import engage
+from stn_pipeline.training.engine import choose_engine, engine_of, with_one_engine
 from stn_pipeline.training.step import Steps, make_optimizer
 
 MNIST = ((1, 28, 28), 54_000)
@@ -51,18 +52,18 @@ def kernels(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Engage for real."""
+    """Compile for real."""
     monkeypatch.undo()
     try:
         network = build(config(), (1, 8, 8), 10)
-        engage(network, config(compile="on"), 1)
+        choose_engine(network, config(compile="on"), 1)
     except ConfigError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Engage, but compile nothing."""
+    """Choose, but compile nothing."""
     monkeypatch.setattr(Stage, "use_kernel", lambda self: None)
     monkeypatch.setattr(engine_module, "compile_programs", lambda programs: None)
 
@@ -85,7 +86,7 @@ def pretended(monkeypatch):
 )
 def test_the_engine_is_chosen_by_knobs_and_data_alone(pretended, knobs, data, engine):
     shape, n_images = data
-    assert engage(build(config(**knobs), shape, 10), config(**knobs), n_images) == engine
+    assert choose_engine(build(config(**knobs), shape, 10), config(**knobs), n_images) == engine
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_the_engine_is_chosen_by_knobs_and_data_alone(pretended, knobs, data, en
 )
 def test_what_cannot_be_on_is_one_line(pretended, knobs, shape, told):
     with pytest.raises(ConfigError, match=told):
-        engage(build(config(), shape, 10), config(compile="on", **knobs), 100)
+        choose_engine(build(config(), shape, 10), config(compile="on", **knobs), 100)
 
 
 def test_without_a_compiler_auto_goes_on_and_says_so_and_on_does_not(monkeypatch):
@@ -107,11 +108,11 @@ def test_without_a_compiler_auto_goes_on_and_says_so_and_on_does_not(monkeypatch
     monkeypatch.setattr(engine_module, "compile_programs", refuse)
     told: list[str] = []
     network = build(config(), (1, 28, 28), 10)
-    assert engage(network, config(epochs=50), 54_000, told.append) == "plain"
+    assert choose_engine(network, config(epochs=50), 54_000, told.append) == "plain"
     slower = "training goes on without compiled kernels, about three times slower: no C++ compiler (g++) is on the path"
     assert told == ["compiling kernels for this processor: a few seconds, once", slower]
     with pytest.raises(ConfigError, match="compile=on: no C"):
-        engage(network, config(compile="on"), 54_000)
+        choose_engine(network, config(compile="on"), 54_000)
 
 
 def run(cfg: TrainConfig, splits: Any, n: int = 200) -> tuple[Network, list[float]]:
@@ -244,4 +245,68 @@ def test_on_a_gpu_steps_are_captured_unless_that_is_off(monkeypatch):
     network = build(config(), (1, 8, 8), 10)
     somewhere = dataclasses.make_dataclass("Parameter", ["device"])(torch.device("cuda"))
     monkeypatch.setattr(network, "parameters", lambda: iter([somewhere]))
-    assert [engage(network, config(compile=how), 100) for how in ("auto", "on", "off")] == ["captured", "captured", "plain"]
+    assert [choose_engine(network, config(compile=how), 100) for how in ("auto", "on", "off")] == ["captured", "captured", "plain"]
+
+
+# One engine for all that is compared
+
+
+def asked(splits: Any, *arms: dict[str, Any]) -> list[Any]:
+    return [(config(**arm), splits, torch.device("cpu")) for arm in arms]
+
+
+PAYS, PAYS_NOT = {"epochs": 2000}, {"epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("arms", "compile"),
+    [
+        ([PAYS, PAYS_NOT], ["on", "on"]),  # each by itself: kernels and plain
+        ([PAYS_NOT, PAYS_NOT], ["off", "off"]),
+        ([PAYS, {**PAYS, "precision": "bf16"}], ["off", "off"]),
+        ([PAYS, {**PAYS, "compile": "off"}], ["auto", "off"]),  # somebody compares engines
+    ],
+)
+def test_arms_that_are_compared_get_one_engine(splits, pretended, arms, compile):
+    given = asked(splits, *arms)
+    chosen = with_one_engine(given)
+    assert [one.compile for one in chosen] == compile
+    assert all(one.learning_knobs() == config.learning_knobs() for one, (config, _, _) in zip(chosen, given, strict=True))
+    if "auto" not in compile:
+        assert len({choose_engine(build(one, (1, 8, 8), 10), one, len(splits.train)) for one in chosen}) == 1
+
+
+def test_without_a_compiler_all_arms_are_plain_and_it_is_said_once(splits, monkeypatch):
+    def refuse(programs: Any) -> None:
+        raise CompilerError("no C++ compiler (g++) is on the path")
+
+    monkeypatch.setattr(engine_module, "compile_programs", refuse)
+    told: list[str] = []
+    assert [one.compile for one in with_one_engine(asked(splits, PAYS, PAYS_NOT), told.append)] == ["off", "off"]
+    assert len([line for line in told if "slower: no C++ compiler" in line]) == 1
+
+
+def test_on_a_gpu_auto_is_one_engine_already(splits):
+    arms = [(config(), splits, torch.device("cuda")), (config(epochs=50, device="cuda"), splits, torch.device("cuda"))]
+    assert [one.compile for one in with_one_engine(arms)] == ["auto", "auto"]
+    assert [engine_of(config(compile=how), (1, 8, 8), 10, 1293, torch.device("cuda")) for how in ("auto", "on", "off")] == [
+        "captured", "captured", "plain",
+    ]  # fmt: skip
+
+
+def test_an_engine_is_told_without_compiling(monkeypatch):
+    monkeypatch.setattr(engine_module, "compile_programs", lambda programs: pytest.fail("compiled"))
+    cpu = torch.device("cpu")
+    assert engine_of(config(epochs=5), *MNIST[:1], 10, MNIST[1], cpu) == "kernels"
+    assert engine_of(config(epochs=1), *MNIST[:1], 10, MNIST[1], cpu) == "plain"
+    assert engine_of(config(epochs=1, compile="on"), *MNIST[:1], 10, MNIST[1], cpu) == "kernels"
+
+
+def test_fit_is_told_the_engine_or_asks_for_it_once(splits, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sys.modules[fit.__module__], "choose_engine", lambda *given: calls.append(given) or "plain")
+    cfg, train = config(), splits.train.take(np.arange(40))
+    list(fit(build(cfg, (1, 8, 8), 10), train, splits.val, cfg, engine="plain"))
+    assert calls == []
+    list(fit(build(cfg, (1, 8, 8), 10), train, splits.val, cfg))
+    assert len(calls) == 1

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (  # from the ground up; names on one floor may import each other
-    {"errors", "config", "interrupts", "questions", "compiler"},
+    {"texts", "errors", "paths", "yamlfile", "config", "interrupts", "locks", "streams", "questions", "compiler"},
     {"transforms"},
     {"data"},
     {"model"},
@@ -114,3 +114,19 @@ def test_what_is_no_python_goes_into_the_package_too():
     package = ROOT / "stn_pipeline"
     others = {path.relative_to(ROOT) for path in package.rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert others == {Path(room.replace(".", "/")) / name for room, names in declared.items() for name in names}
+
+
+def raw_prints(source: str) -> list[int]:
+    """Return the lines that print, or hand on print for, what may hold a name or a path of somebody's."""
+    tree = ast.parse(source)
+    printed = [
+        node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and all(isinstance(arg, ast.Constant) for arg in node.args)
+    ]
+    return sorted(node.lineno for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "print" and node not in printed)
+
+
+def test_every_message_that_holds_a_name_goes_through_the_one_function():
+    own_numbers = {"texts.py", "progress.py"}  # that function itself; a line of numbers an epoch
+    found = {path.name: raw_prints(path.read_text()) for _, path in rooms() if path.name not in own_numbers and "bench" not in path.stem}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert raw_prints("print('a')\nprint(f'{a}')\nload(announce=print)\ndef f(say=print): ...") == [2, 3, 4]

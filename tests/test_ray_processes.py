@@ -19,7 +19,7 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import load
 from stn_pipeline.model import build
 from stn_pipeline.training import fit
-from stn_pipeline.training.engine import engage
+from stn_pipeline.training.engine import choose_engine
 from tests.conftest import ROOT
 from tests.driven import Sweep, check_whole, mid_trial, refused, standing_still, until, wait_until_gone
 
@@ -162,6 +162,24 @@ def test_workers_and_nodes_that_die_freeze_and_join_cost_the_trials_on_them_alon
     assert "node it was running on is dead" in reasons[on_late] or "died or froze" in reasons[on_late]
 
 
+def test_a_worker_that_is_stopped_is_told_of_and_killed_on_its_node(sweep, cluster):
+    sweep.environment["PYTHONPATH"] = f"{sweep.workplace.path}:{ROOT}"
+    (sweep.workplace.path / "sitecustomize.py").write_text(
+        "import sys\nif sys.argv[0] == '-m':\n"
+        "    from stn_pipeline.jobs import silence\n    silence.TOLD_S, silence.GIVEN_UP_S = 8.0, 16.0\n"
+    )
+    sweep.write(workers=0, trials=3, train={"device": "auto", "epochs": 30})
+    driver = sweep.begin(*ON_RAY)
+    lost, worker = training_on(sweep, cluster.head, driver)
+    worker.suspend()
+    assert f"t{lost:03d} on node" in hears(driver, "has been silent for 8 s")
+    _, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0 and "Traceback" not in err, err
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    check_whole(sweep, 3, {lost})
+    assert "was silent for" in sweep.trials("FAIL")[0].user_attrs["reason"]
+
+
 def test_a_killed_driver_takes_its_trainings_with_it_and_the_next_one_goes_on(sweep, cluster):
     nodes = [cluster.head, cluster.join()]
     sweep.write(workers=0, trials=6)
@@ -220,7 +238,7 @@ def test_mnist_reaches_nodes_that_have_no_data_and_gives_what_this_process_gives
     config = TrainConfig.parse(sweep.keys["train"] | {"dataset": "mnist"})
     splits = load(config)
     network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std)
-    engage(network, config, len(splits.train))
+    choose_engine(network, config, len(splits.train))
     (epoch,) = fit(network, splits.train, splits.val, config)
     assert sweep.trials()[0].value == epoch.record.val_loss
 

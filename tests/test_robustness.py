@@ -75,3 +75,13 @@ def test_it_is_written_with_its_units_and_drawn(network, split):
     }
     figure = figures.robustness(rows, "x")
     assert [axes.get_xlabel() for axes in figure.axes] == [f"{name}, {unit}" for name, (unit, _) in SWEPT.items()]
+
+
+def test_oblong_images_are_turned_without_shear(network):
+    seen, images = [], torch.zeros(4, 1, 10, 30, dtype=torch.uint8)
+    images[:, :, 2:8, 12:18] = torch.arange(1, 37, dtype=torch.uint8).view(6, 6) * 7
+    network.image_shape = (1, 10, 30)
+    network.forward = lambda given: seen.append(given) or torch.zeros(len(given), 2)
+    robustness(network, Split(images, torch.tensor([0, 1, 0, 1])), 4)
+    for at, turns in ((0, 1), (12, -1)):  # 90 degrees either way, the first and the last of 13 rotations
+        assert torch.equal((255 * seen[at][:, :, :, 10:20]).round().byte(), images[:, :, :, 10:20].rot90(turns, dims=(2, 3)))

@@ -13,21 +13,26 @@ import pytest
 import yaml
 
 from stn_pipeline import cli, tracking
-from stn_pipeline.comparing import NATS, POINTS, in_words, paired
+from stn_pipeline.comparing.paired import paired
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.jobs import Job, Outcome, drive
 from stn_pipeline.jobs.driver import JobError
+from stn_pipeline.search.answer import finals_in_words, finals_table, shared_seeds
 from stn_pipeline.search.page import publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweep import SideBySide, _register
 from stn_pipeline.search.sweepfile import SweepConfig
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
 from tests.fakes import BUG, DONE, FAILED, LOST, FakePool, Killed, News, ends, loss_of, record, test_figures
 
 BASE = {"name": "x", "search": ["lr"], "train": {"epochs": 3}, "trials": 2, "sampler": "random", "pruner": "none", "final": 1}
 NOTE = "mlflow.note.content"
+ONE_SEED = (
+    "One shared seed (0) chose the winner, so what its trial promises it need not keep: confirm: {top: 5, seeds: 3} chooses by fresh seeds."
+)
 
 
 # A store and a study
@@ -85,6 +90,12 @@ class Sweep:
 
 def artifact(run_id: str, name: str) -> str:
     return mlflow.artifacts.load_text(f"runs:/{run_id}/{name}")
+
+
+def pairs(search: Search, what: str) -> tuple[list[float], ...]:
+    """Return a test figure of the winner and of the default, seed by seed, where both are there."""
+    table = finals_table(search)
+    return tuple([table[arm][seed].figures[what] for seed in shared_seeds(table)] for arm in ("tuned", "default"))
 
 
 def keys_of(pool: FakePool) -> list[str]:
@@ -239,7 +250,7 @@ def test_where_the_default_wins_it_alone_is_trained_again(store, no_pictures):
     answer = publish(search).splitlines()
     assert search.winner == 0
     assert answer[0] == "Tuning found nothing better than the default: val/loss 0.6000 (trial t000) was best on validation."
-    assert search.pairs("test/loss")[0] == search.pairs("test/loss")[1]
+    assert pairs(search, "test/loss")[0] == pairs(search, "test/loss")[1]
     figures = json.loads(artifact(sweep.parent.id, "answer.json"))
     assert (figures["best"], figures["best_trial"], figures["answer"]) == ({"lr": 0.01}, 0, answer)
     assert "test/loss" not in figures
@@ -262,11 +273,12 @@ def test_a_final_training_that_diverges_is_said_and_not_tried_again(store, no_pi
     sweep = Sweep(final=3, search={"lr": [0.01, 0.003]})
     search, _ = sweep.go({"tuned s2": FAILED})
     answer = publish(search)
-    assert answer.splitlines()[2] == "1 of 3 pairs are missing: training loss is nan at epoch 1, step 3 of 21, lr=0.1."
+    assert answer.splitlines()[2] == "Tuned lost 1 of 3 final trainings (1 failed): training loss is nan at epoch 1, step 3 of 21, lr=0.1."
+    assert "; 2 seeds, " in answer.splitlines()[0]  # what failed without having diverged says nothing about its arm
     run = sweep.runs["tuned s2"]
     assert (run.info.status, run.data.tags["state"]) == ("FAILED", "FAIL")
     assert run.data.tags["error"] == "training loss is nan at epoch 1, step 3 of 21, lr=0.1"
-    assert [len(values) for values in search.pairs("test/loss")] == [2, 2]
+    assert [len(values) for values in pairs(search, "test/loss")] == [2, 2]
     again, pool = sweep.go()
     assert (pool.jobs, again.n_left, publish(again)) == ([], 0, answer)
 
@@ -277,11 +289,13 @@ def test_a_final_training_that_is_lost_goes_on_once_from_its_own_checkpoint(stor
     tuned = [job for job in pool.jobs if job.key.endswith("tuned s1")]
     assert [job.resume for job in tuned] == ["", tuned[0].run_id] and tuned[1].run_id == tuned[0].run_id
     assert sweep.statuses()["tuned s1"] == "KILLED FAIL"
-    assert publish(search).endswith(
-        "not yet an answer (the final trainings are missing: they were not trained to the end; the same command goes on)."
-    )
+    told = publish(search).splitlines()
+    assert "no seed that both have done" in told[0] and told[1:] == [
+        "Tuned lost 1 of 1 final trainings (1 missing): they were not trained to the end; the same command goes on.",
+        ONE_SEED,
+    ]
     again, pool = sweep.go()
-    assert keys_of(pool) == ["final tuned s1"] and len(again.pairs("test/loss")[0]) == 1
+    assert keys_of(pool) == ["final tuned s1"] and len(pairs(again, "test/loss")[0]) == 1
     assert sweep.statuses()["tuned s1"] == "FINISHED COMPLETE"
 
 
@@ -290,17 +304,18 @@ def test_without_final_trainings_the_answer_says_that_it_is_none(store, no_pictu
     assert not any(job.whole for job in pool.jobs)
     assert publish(search) == (
         "Best: val/loss 0.1229 (trial t001) against 0.6000 of the default configuration, on validation, one seed each: "
-        "not yet an answer (final is 0, so no test split was read)."
+        f"not yet an answer (final is 0, so no test split was read).\n{ONE_SEED}"
     )
 
 
 def test_where_no_trial_was_done_nothing_is_claimed(store, no_pictures):
     sweep = Sweep()
     search, pool = sweep.go({"t00": FAILED})
-    assert (keys_of(pool), publish(search), search.state) == (
+    assert (keys_of(pool), publish(search), search.state, search.n_left) == (
         ["t000", "t001"],
-        "No trial has finished yet.",
+        "Every trial failed, so there is no answer (2 failed). The first, t000: training loss is nan at epoch 1, step 3 of 21, lr=0.1",
         "digits: no trial done, 2 failed",
+        0,
     )
     assert "best.yaml" not in [file.path for file in mlflow.MlflowClient().list_artifacts(sweep.parent.id)]
 
@@ -323,7 +338,7 @@ def test_a_stopped_drive_goes_on_where_it_was_and_loses_nothing(store, error):
     search, pool = sweep.go()
     assert "RUNNING" not in "".join(sweep.statuses().values())
     assert search.study.n_slots == 3 and search.counts()["done"] == 3 and search.n_left == 0
-    assert len(search.pairs("test/loss")[0]) == 1
+    assert len(pairs(search, "test/loss")[0]) == 1
     again = [job for job in pool.jobs if job.key.split()[-1] in ("t003", "t004") and job.resume]
     assert again[0].resume in {run.info.run_id for run in sweep.runs.values()}
 
@@ -422,7 +437,7 @@ def test_a_kill_while_a_finals_run_is_made_leaves_a_study_that_goes_on(store, mo
         patch.setattr(Run, "log_knobs", log_knobs)
         sweep.go()
     search, _ = sweep.go()
-    assert len(search.pairs("test/loss")[0]) == 1 and search.n_left == 0
+    assert len(pairs(search, "test/loss")[0]) == 1 and search.n_left == 0
 
 
 def test_recovering_leaves_closed_runs_alone(story):
@@ -437,7 +452,7 @@ def test_more_trials_and_a_new_winner_need_only_the_new_winners_finals(store, no
     sweep.go({"t001": ends(record(1, 0.55), DONE)})
     search, pool = sweep.go({"t002": ends(record(1, 0.01), DONE)}, trials=3)
     assert keys_of(pool) == ["t002", "final tuned s1"] and search.winner == 2
-    assert search.pairs("test/loss") == (
+    assert pairs(search, "test/loss") == (
         [test_figures(search.study.config(search.study.trials[2].user_attrs["params"], 1))["test/loss"]],
         [test_figures(search.study.config({"lr": 0.01}, 1))["test/loss"]],
     )
@@ -455,7 +470,7 @@ def test_two_studies_share_a_pool_in_turn_and_each_hears_its_own(store):
     assert owners[:4] == [sweeps[0].name, sweeps[1].name] * 2
     assert [search.counts()["done"] for search in searches] == [2, 3]
     assert [search.counts()["lost"] for search in searches] == [0, 1]
-    assert [len(search.pairs("test/loss")[0]) for search in searches] == [1, 1]
+    assert [len(pairs(search, "test/loss")[0]) for search in searches] == [1, 1]
     assert [search.n_left for search in searches] == [0, 0]
     for sweep in sweeps:
         assert all(run.info.run_name.startswith(sweep.label) for run in sweep.runs.values())
@@ -468,17 +483,16 @@ def test_two_studies_share_a_pool_in_turn_and_each_hears_its_own(store):
 def test_the_answer_is_that_of_the_paired_runs(story):
     sweep, search, _, answer = story
     figures = json.loads(artifact(sweep.parent.id, "answer.json"))
-    runs, lines = sweep.runs, []
-    for what, unit in (("test/loss", NATS), ("test/accuracy", POINTS)):
+    runs = sweep.runs
+    for what in ("test/loss", "test/accuracy"):
         tuned, default = ([runs[f"{arm} s{seed}"].data.metrics[what] for seed in (1, 2)] for arm in ("tuned", "default"))
         pair = paired(tuned, default)
         assert figures[what] == vars(pair) | {"tuned": tuned, "default": default}
-        smaller = what == "test/loss"
-        line = in_words(pair, what.replace("/", " "), arm="tuned", baseline="default", smaller_is_better=smaller, unit=unit)
-        lines.append(f"{line[0].upper()}{line[1:]}.")
         metrics = mlflow.get_run(sweep.parent.id).data.metrics
         assert (metrics[f"tuned/{what}"], metrics[f"default/{what}"]) == (pair.arm_mean, pair.baseline_mean)
-    assert answer.splitlines() == figures["answer"] == lines
+    lines = finals_in_words(finals_table(search), "digits (3 epochs)")
+    assert len(lines) == 2 and lines[0].startswith("Tuned ") and " on digits (3 epochs)" in lines[0] and "2 seeds" in lines[0]
+    assert answer.splitlines() == figures["answer"] == [*lines, ONE_SEED]
 
 
 def test_answer_json_has_the_counts_the_best_and_what_pruning_saved(story):
@@ -514,7 +528,7 @@ def test_the_page_begins_with_the_answer_and_tells_the_rest(story):
     sweep, search, _, answer = story
     tags, best = mlflow.get_run(sweep.parent.id).data.tags, search.study.best
     told, question, command, table, summary, _ = tags[NOTE].split("\n\n")
-    assert told == f"**{' '.join(answer.splitlines())}**" and question == "*Which lr?*"
+    assert told == f"**{markdown(' '.join(answer.splitlines()))}**" and question == "*Which lr?*"
     assert (tags["answer"], tags["best_trial"]) == (" ".join(answer.splitlines()), str(best.number))
     assert "python -m stn_pipeline.train --dataset digits --epochs 3 --padding border --lr " in command
     rows = table.splitlines()
@@ -594,7 +608,7 @@ def with_val_loss(*epochs: float) -> Callable[[Job], News]:
             Run(job.run_id).log_metrics({"val/loss": loss}, number)
             yield record(number, loss)
         Run(job.run_id).log_metrics(test_figures(job.config))
-        yield Outcome("done", figures=test_figures(job.config) | {"val/loss": min(epochs), "time/overhead_s": 0.1})
+        yield Outcome("done", figures=test_figures(job.config) | {"val/loss": min(epochs), "val/accuracy": 0.5})
 
     return train
 

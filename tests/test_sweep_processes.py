@@ -128,6 +128,43 @@ def test_final_trainings_that_were_killed_go_on_in_their_own_runs(sweep):
             assert answer[what][arm] == [run.data.metrics[what] for run in finals if run.data.tags["arm"] == arm]
 
 
+def test_a_confirmation_that_was_killed_goes_on_to_its_exact_total(sweep):
+    train = {"device": "cpu", "epochs": 12}
+    sweep.write(trials=3, train=train, search={"lr": [0.003, 0.002]}, confirm={"top": 2, "seeds": 2}, final=1)
+    driver = sweep.begin()
+    first = mid_final(sweep, driver, "confirm")
+    workers = children_of(driver)
+    driver.kill()
+    driver.communicate()
+    wait_until_gone(workers)
+    ended = {run.info.run_id: run.info.end_time for run in sweep.runs("confirm") if run.info.status == "FINISHED"}
+
+    driver = sweep.begin()
+    second = mid_final(sweep, driver, "confirm")
+    worker = worker_of(second, driver)
+    assert worker is not None
+    worker.kill()
+    out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0 and "Traceback" not in err, err
+    check_whole(sweep, 3, set())
+
+    runs = {(run.data.tags["trial"], run.data.params["seed"]): run for run in sweep.runs("confirm")}
+    with open(sweep.client.download_artifacts(sweep.parent.info.run_id, "answer.json", str(sweep.workplace.path))) as file:
+        answer = json.load(file)
+    assert len(runs) == len(sweep.runs("confirm")) == 2 * len(answer["confirmation"]) in (4, 6)
+    assert {first.info.run_id, second.info.run_id} <= {run.info.run_id for run in runs.values()}
+    for run in runs.values():
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "COMPLETE")
+        assert sorted(set(sweep.epochs(run.info.run_id))) == list(range(1, 13))
+        assert not any(name.startswith("test/") for name in run.data.metrics)
+        assert ended.get(run.info.run_id, run.info.end_time) == run.info.end_time  # what was done is not opened again
+    for one in answer["confirmation"]:
+        assert one["values"] == {seed: runs[str(one["trial"]), seed].data.metrics["best/val/loss"] for seed in ("101", "102")}
+    means = [one["kept"] for one in answer["confirmation"]]
+    assert means == sorted(means) and " kept " in out
+    assert {run.data.params["seed"] for run in sweep.runs("final")} == {"1"}
+
+
 def test_eight_workers_at_once_in_an_empty_folder_and_then_two_trials_more(sweep):
     sweep.write(trials=12, train={"device": "cpu", "epochs": 8})
     done = sweep.run("--workers", "8")

@@ -156,7 +156,7 @@ def test_a_network_can_learn_32_images_by_heart(arm):
 
 
 def test_fit_is_never_handed_a_test_split():
-    assert list(inspect.signature(fit).parameters) == ["network", "train", "val", "config", "state", "tick"]
+    assert list(inspect.signature(fit).parameters) == ["network", "train", "val", "config", "state", "tick", "engine"]
 
 
 def test_a_network_trains_in_training_mode_whatever_the_watcher_does_to_it(monkeypatch):
@@ -329,7 +329,16 @@ def saved(tmp_path_factory) -> dict[int, Path]:
 
 
 def test_a_checkpoint_holds_only_tensors_and_plain_values(saved):
-    assert torch.load(saved[2], weights_only=True).keys() == {"config", "image_shape", "classes", "state", "digests"}
+    assert torch.load(saved[2], weights_only=True).keys() == {
+        "config",
+        "image_shape",
+        "classes",
+        "state",
+        "digests",
+        "under",
+        "members",
+        "reading",
+    }
 
 
 def test_a_checkpoint_gives_back_the_best_network_with_its_scores(saved):

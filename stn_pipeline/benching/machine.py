@@ -1,7 +1,6 @@
 """What machine and versions a figure was measured with."""
 
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 import stn_pipeline
 from stn_pipeline.jobs import available_cores
-from stn_pipeline.training.device import describe
+from stn_pipeline.training.device import describe, processor
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -20,13 +19,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return {
-        "device": describe(device), "processor": _processor(), "cores": available_cores(), "system": platform.system(),
+        "device": describe(device), "processor": processor(), "cores": available_cores(), "system": platform.system(),
         "python": platform.python_version(), "torch": torch.__version__, "commit": asked.stdout.strip() or stn_pipeline.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()

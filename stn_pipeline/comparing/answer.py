@@ -133,7 +133,7 @@ class Answer:
 
     def _pairing(self) -> Iterator[str]:
         told = [
-            f"{contrast.arm} {contrast.correlation:.2f} and {contrast.variance_ratio:.2f}"
+            f"{contrast.arm} {contrast.correlation:.2f} and {contrast.variance_ratio:.2f}".replace(" -", " −")
             for contrast in self.contrasts[self.decisive]
             if not math.isnan(contrast.correlation)
         ]
@@ -262,8 +262,11 @@ def _heading(measure: Measure) -> str:
 
 def _cell(contrast: Contrast) -> str:
     """Return a difference for a table's cell, without the absolute size of a share: the arms' own values stand beside it."""
-    whole = difference(contrast.t, contrast.measure, signed=True)
-    return whole.partition("; ")[0] + ")" * ("; " in whole)
+    if contrast.sound is None:
+        return ""
+    whole = difference(contrast.sound, contrast.measure, signed=True)
+    kept = whole.partition("; ")[0] + ")" * ("; " in whole)
+    return kept + (f", {contrast.sound.n} sound seeds" if contrast.n_without else "")
 
 
 def _contrast(one: Contrast) -> dict[str, Any]:

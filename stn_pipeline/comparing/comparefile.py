@@ -1,6 +1,7 @@
 """A comparison file: which arms, over which seeds, on which data, against which baseline; checked whole before anything starts."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, Self
 
 import yaml
@@ -9,15 +10,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_serializer, m
 from stn_pipeline import questions
 from stn_pipeline.comparing.measures import LOSS, MEASURES
 from stn_pipeline.comparing.verdicts import Rules
-from stn_pipeline.config import MACHINE, TEST_IMAGES, DatasetName, Knobs, TrainConfig, knob
+from stn_pipeline.config import MACHINE, TEST_IMAGES, DatasetName, Knobs, TrainConfig, knob, short_name
 from stn_pipeline.errors import ConfigError, did_you_mean
 from stn_pipeline.questions import Question, names
+from stn_pipeline.texts import quoted
+from stn_pipeline.yamlfile import is_nothing
 
+NO_SETTING: dict[str, dict[str, Any]] = {"": {}}
 OWN_KEY = {  # knobs that a comparison sets by a key of its own, and the key
     "dataset": "datasets: names the sets",
     "seed": "seeds: gives them, the same for every arm",
 }
 MOST_SEEDS = 1000
+MOST_CLAIMED = 100
+MOST_TITLE = 120  # characters; with an arm's and a measure's name it is a metric's key, which MLflow ends at 250
 
 
 class Seeds(BaseModel):
@@ -45,29 +51,37 @@ def _seeds(given: Any) -> Any:
     if isinstance(given, Seeds):
         return given
     looks = _looks(given) if isinstance(given, dict) else ()
-    given = looks[-1] if looks else given
-    if isinstance(given, bool) or not isinstance(given, (int, list, tuple)):
+    given = looks[-1] if looks else _whole(given)
+    if not isinstance(given, (int, list, tuple)):
         raise ValueError("must be a number of seeds, a list of seeds, or {looks: [5, 10, 20]}")
     if not 1 <= (given if isinstance(given, int) else len(given)) <= MOST_SEEDS:
         raise ValueError(f"must be 1 to {MOST_SEEDS} seeds")
-    seeds = list(range(given)) if isinstance(given, int) else list(given)
-    if len(set(map(str, seeds))) < len(seeds):
+    seeds = list(range(given)) if isinstance(given, int) else [_whole(seed) for seed in given]
+    if not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError("must be a list of whole numbers")
+    if len(set(seeds)) < len(seeds):
         raise ValueError("must name each seed once")
-    if any(isinstance(seed, bool) or not isinstance(seed, int) for seed in seeds):
-        raise ValueError("must be whole numbers")
     return Seeds(values=tuple(seeds), looks=looks)
 
 
 def _looks(given: dict[Any, Any]) -> tuple[int, ...]:
     looks: Any = given.get("looks")
-    whole = isinstance(looks, (list, tuple)) and all(isinstance(n, int) and not isinstance(n, bool) for n in looks)
-    if set(given) != {"looks"} or not whole or len(looks) < 2 or sorted(set(looks)) != list(looks) or looks[0] < 2:
+    looks = [_whole(n) for n in looks] if isinstance(looks, (list, tuple)) else []
+    whole = len(looks) >= 2 and all(isinstance(n, int) for n in looks)
+    if set(given) != {"looks"} or not whole or sorted(set(looks)) != looks or looks[0] < 2:
         raise ValueError("must be {looks: [5, 10, 20]}: two or more rising numbers of seeds, the first at least 2")
     return tuple(looks)
 
 
+def _whole(given: Any) -> Any:
+    """Return a word that is a whole number as that, and None for what is no number though Python counts by it."""
+    if isinstance(given, str) and re.fullmatch(r"-?(0|[1-9][0-9]{0,9})", given):
+        return int(given)
+    return None if isinstance(given, bool) else given
+
+
 def _measure(given: Any) -> Any:
-    if given not in MEASURES:
+    if not isinstance(given, str) or given not in MEASURES:
         raise ValueError(f"choose {', '.join(MEASURES)}{did_you_mean(str(given), MEASURES)}")
     return given
 
@@ -77,6 +91,11 @@ class Block(NamedTuple):
 
     dataset: str
     setting: str
+
+    @property
+    def title(self) -> str:
+        """What it is called on pages, and as a part of the keys of metrics and of files."""
+        return ", ".join(filter(None, (short_name(self.dataset), self.setting)))
 
 
 MeasureName = Annotated[str, BeforeValidator(_measure)]
@@ -89,7 +108,7 @@ class CompareConfig(Question):
     arms: dict[str, dict[str, Any]] = knob(..., help="arms by name, and the knobs in which each differs: {base: {}, tps: {transform: tps}}")
     baseline: str = knob("", help="the arm that the others are compared with; the first by default")
     settings: dict[str, dict[str, Any]] = knob(
-        {"": {}}, help="circumstances in which to compare all arms anew: {name: {knob: value}}; none by default"
+        NO_SETTING, help="circumstances in which to compare all arms anew: {name: {knob: value}}; none by default"
     )
     datasets: Annotated[tuple[DatasetName, ...], BeforeValidator(names)] = knob(("auto",), help="data sets to compare all arms on")
     seeds: Annotated[Seeds, BeforeValidator(_seeds)] = knob(
@@ -98,6 +117,9 @@ class CompareConfig(Question):
     decide: MeasureName = knob(LOSS.name, help=f"the measure that has verdicts; the others are described: {', '.join(MEASURES)}")
     margin: float | None = knob(
         None, help="differences below it do not matter: a share of the baseline's loss (0.05), or points of accuracy as 0..1", gt=0, lt=1
+    )
+    tune: dict[str, Any] = knob(
+        {}, help="{search: [lr, loc_lr_multiplier], trials: 20}: tunes each arm by itself before it is compared on fresh seeds"
     )
     claims: dict[str, float] = knob(
         {},
@@ -110,12 +132,15 @@ class CompareConfig(Question):
         given = dict(given)
         questions.check_name(given.get("name", "x"))
         given["train"] = train = questions.knobs("train", given.get("train"), OWN_KEY)
-        given["settings"] = settings = _named("settings", given.get("settings") or {"": {}}, train)
+        given["settings"] = settings = _named("settings", NO_SETTING if is_nothing(given.get("settings")) else given["settings"], train)
+        if settings != NO_SETTING:
+            questions.check_in_keys("settings", settings)
         if "arms" in given:
             given["arms"] = arms = _named("arms", given["arms"], train)
+            questions.check_in_keys("arms", arms)
             if len(arms) < 2:
                 raise ConfigError(f"arms={', '.join(arms)}: must be at least two")
-            given["baseline"] = given.get("baseline") or next(iter(arms))
+            given["baseline"] = str(given.get("baseline") or next(iter(arms)))
             for setting, knobs in settings.items():
                 for arm, own in arms.items():
                     if both := knobs.keys() & own.keys():
@@ -125,17 +150,15 @@ class CompareConfig(Question):
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
         if self.baseline not in self.arms:
-            raise ValueError(f"baseline={self.baseline}: is no arm: choose {', '.join(self.arms)}{did_you_mean(self.baseline, self.arms)}")
+            raise ValueError(
+                f"baseline={quoted(self.baseline)}: is no arm: choose {', '.join(self.arms)}{did_you_mean(self.baseline, self.arms)}"
+            )
         if len(set(self.datasets)) < len(self.datasets) or not self.datasets:
             raise ValueError(f"datasets={', '.join(self.datasets)}: must be at least one, each named once")
-        for arm, claim in self.claims.items():
-            if arm not in self.arms or arm == self.baseline:
-                others = [name for name in self.arms if name != self.baseline]
-                raise ValueError(f"claims.{arm}: is no arm beside the baseline: choose {', '.join(others)}{did_you_mean(arm, others)}")
-            if not -1 < claim or not claim:
-                raise ValueError(f"claims.{arm}={claim:g}: must be a share above -1 and not 0, as -0.15 for 15 % less")
         for seed in self.seeds.values:
             questions.knobs("seeds", {"seed": seed}, {})
+        check_claims(self.claims, self.arms, self.baseline)
+        check_titles([block.title for block in self.blocks()])
         for block in self.blocks():
             self._check_images(block)
         seen: dict[str, str] = {}
@@ -175,13 +198,13 @@ class CompareConfig(Question):
         """Return every data set under every setting."""
         return (Block(dataset, setting) for dataset in self.datasets for setting in self.settings)
 
-    def config(self, block: Block, arm: str, seed: int) -> TrainConfig:
-        """Return the knobs of one training.
+    def config(self, block: Block, arm: str, seed: int, tuned: dict[str, Any] | None = None) -> TrainConfig:
+        """Return the knobs of one training; `tuned` are those that the arm chose for itself.
 
         Raises: ConfigError where they do not go together.
         """
         knobs = self.train | self.settings[block.setting] | self.arms[arm]
-        return TrainConfig.parse(knobs | {"dataset": block.dataset, "seed": seed})
+        return TrainConfig.parse(knobs | (tuned or {}) | {"dataset": block.dataset, "seed": seed})
 
     def flat(self) -> dict[str, Any]:
         """Return the keys by name, nested ones as YAML in a line."""
@@ -204,14 +227,41 @@ class ExistingConfig(Knobs):
         return Rules(MEASURES[self.decide], self.margin)
 
 
+def check_claims(claims: dict[str, float], arms: Iterable[str], baseline: str) -> None:
+    """Check that each claim is of an arm beside the baseline, and could be true.
+
+    Raises: ConfigError.
+    """
+    others = [name for name in arms if name != baseline]
+    for arm, claim in claims.items():
+        if arm not in others:
+            near = did_you_mean(arm, others)
+            raise ConfigError(f"claims.{quoted(arm)}: is no arm beside the baseline: choose {', '.join(others)}{near}")
+        if not -1 < claim <= MOST_CLAIMED or not claim:
+            rule = f"must be a share above -1 and not 0, at most {MOST_CLAIMED}, as -0.15 for 15 % less"
+            raise ConfigError(f"claims.{quoted(arm)}={claim:g}: {rule}")
+
+
+def check_titles(titles: Sequence[str]) -> None:
+    """Check that the names of several blocks can tell their metrics and files apart.
+
+    Raises: ConfigError.
+    """
+    if len(set(titles)) < len(titles):
+        name = max(titles, key=titles.count)
+        raise ConfigError(f"datasets: two of them have one name: leave one out, or rename a folder, got {quoted(name)} twice")
+    if len(titles) > 1:
+        questions.check_in_keys("datasets and settings", titles, MOST_TITLE)
+
+
 def _line(value: Any) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=100_000)).removesuffix("\n").removesuffix("\n...")
 
 
 def _named(key: str, given: Any, train: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if not isinstance(given, dict):
-        raise ConfigError(f"{key}={given}: must be names and their knobs, as in {{base: {{}}, tps: {{transform: tps}}}}")
-    named = {str(name): questions.knobs(f"{key}.{name}", knobs, OWN_KEY, train) for name, knobs in given.items()}
+        raise ConfigError(f"{key}={quoted(given)}: must be names and their knobs, as in {{base: {{}}, tps: {{transform: tps}}}}")
+    named = {str(name): questions.knobs(f"{key}.{quoted(name)}", knobs, OWN_KEY, train) for name, knobs in given.items()}
     for name, knobs in named.items():
         for place in sorted(MACHINE):
             if place in knobs:

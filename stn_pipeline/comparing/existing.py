@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from stn_pipeline import tracking
 from stn_pipeline.comparing.answer import Answer, answers_of
 from stn_pipeline.comparing.arms import Trained
-from stn_pipeline.comparing.comparefile import ExistingConfig
+from stn_pipeline.comparing.comparefile import MOST_TITLE, ExistingConfig, check_claims, check_titles
 from stn_pipeline.comparing.measures import measures_of
 from stn_pipeline.comparing.page import publish, told
 from stn_pipeline.comparing.trained import differences, single_pairs, trained, where
 from stn_pipeline.config import TEST_IMAGES, TrainConfig, default_of, short_name
 from stn_pipeline.data import Splits, load
 from stn_pipeline.errors import ConfigError, RunError, StnError, did_you_mean
+from stn_pipeline.questions import check_in_keys
 from stn_pipeline.tracking import RunRecord
 
 PAIRED_BY = ("dataset", "seed")  # data sets are compared one by one, seeds with each other
@@ -37,7 +38,8 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
     _check_filter(asked)
     found = _found(asked, say)
     baseline = _baseline(asked, [one.arm for one in found])
-    _check_claims(asked, baseline, {one.arm for one in found})
+    check_claims(asked.claims, dict.fromkeys(one.arm for one in found), baseline)
+    check_in_keys(f"by={', '.join(asked.by)}", dict.fromkeys(one.arm for one in found), MOST_TITLE)
     blocks, data, pairs = [], {}, {}
     names = Counter(short_name(dataset) for dataset in {one.config.dataset for one in found})
     for dataset in dict.fromkeys(one.config.dataset for one in found):
@@ -57,6 +59,7 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
         data[title], pairs[title] = own[0].config, single_pairs(table, baseline)
     if not blocks:
         raise RunError(f"runs={asked.runs}: on no data set is there {baseline} and another arm: widen the filter")
+    check_titles([title for title, _, _ in blocks])
     seeds = sorted({one.config.seed for one in found})
     shared = {"measures": measures_of(asked.decide), "claims": asked.claims}
     answers = answers_of(blocks, baseline, asked.rules, seeds, None, **shared)
@@ -82,25 +85,23 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
 
 
 def _check_filter(asked: ExistingConfig) -> None:
-    if re.search(r"\bmetrics?\s*\.", asked.runs):
+    if re.search(r"\bmetrics?\s*\.", _without_values(asked.runs)):
         raise ConfigError(
             f"runs={asked.runs}: filters on metrics, which chooses runs by their outcome, so any difference could be had: "
             "filter by params, tags and attributes"
         )
 
 
+def _without_values(words: str) -> str:
+    """Return a filter without what it quotes: a value may be any word."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"", "", words)
+
+
 def _outcomes(words: str) -> list[str]:
     """Return what is to be known of a filter that may leave out what went wrong."""
-    if re.search(r"\bstatus\b", words):
+    if re.search(r"\bstatus\b", _without_values(words)):
         return ["The filter asks for a status, so trainings that diverged may be left out: do not trust its counts of lost ones."]
     return []
-
-
-def _check_claims(asked: ExistingConfig, baseline: str, arms: set[str]) -> None:
-    for arm in asked.claims:
-        if arm not in arms - {baseline}:
-            others = sorted(arms - {baseline})
-            raise ConfigError(f"claims.{arm}: is no arm beside the baseline: choose {', '.join(others)}{did_you_mean(arm, others)}")
 
 
 def _check_images(asked: ExistingConfig, title: str, table: dict[str, dict[int, Trained]]) -> None:
@@ -157,7 +158,7 @@ def _check_alike(asked: ExistingConfig, found: list[Found]) -> None:
 def _training(record: RunRecord) -> TrainConfig | None:
     """Return the knobs of a run that is a whole training, or was meant to be one; None for any other run."""
     tags, params = record.data.tags, record.data.params
-    if tags.get("stage") in ("trial", "sweep", "compare") or "seed" not in params or record.info.status == "RUNNING":
+    if tags.get("stage") in ("trial", "confirm", "sweep", "compare") or "seed" not in params or record.info.status == "RUNNING":
         return None
     values: dict[str, Any] = {name: value for name, value in params.items() if name in TrainConfig.model_fields}
     try:

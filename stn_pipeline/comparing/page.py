@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,10 +18,14 @@ from stn_pipeline.comparing import pictures
 from stn_pipeline.comparing.answer import Answer
 from stn_pipeline.data import Splits
 from stn_pipeline.errors import StnError
+from stn_pipeline.questions import in_keys
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run, load_checkpoint, metric_by_epoch, read_file
 
 SHOWN_IMAGES = 8
-PROVENANCE = {"device": "device", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"}
+PROVENANCE = {
+    "device": "device", "engine": "engine", "mlflow.source.git.commit": "commit", "version.code": "code", "version.torch": "torch"
+}  # fmt: skip
 CAPTIONS = {
     "forest": "Each arm against the baseline. The thick line is the 95 % interval by t, the thin one by bootstrap; an interval that "
     "holds 0 is no evidence of a difference, and one that ends in an arrow goes on. A cross is a difference that was claimed; a band is "
@@ -58,7 +61,7 @@ def publish(
         drawn["forest.png"] = overview
     for answer in answers:
         own = {name: content for name, content in _pictures(answer, splits).items() if content is not None}
-        folder = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
+        folder = f"{in_keys(answer.title)}/" if len(answers) > 1 else ""
         drawn |= {f"{folder}{name}.png": content for name, content in own.items()}
         parts.append({"answer": answer, "pictures": {name: _embedded(content) for name, content in own.items()}, "seeds": _by_seed(answer)})
     report = _template().render(
@@ -79,9 +82,9 @@ def publish(
     run.log_files({"report.html": report.encode(), "runs.csv": _csv(answers).encode()} | drawn)
     run.log_json("answer.json", {"question": question, "blocks": [answer.plain() for answer in answers]})
     for answer in answers:
-        prefix = f"{_safe(answer.title)}/" if len(answers) > 1 else ""
+        prefix = f"{in_keys(answer.title)}/" if len(answers) > 1 else ""
         differences = {
-            f"compare/{prefix}{_safe(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
+            f"compare/{prefix}{in_keys(contrast.arm)}/{measure.name.split('/')[1]}_difference": contrast.t.difference
             for measure in answer.measures
             for contrast in answer.contrasts[measure]
         }
@@ -202,12 +205,12 @@ def _csv(answers: Sequence[Answer]) -> str:
 def _description(answers: Sequence[Answer], question: str) -> str:
     parts = []
     for answer in answers:
-        parts += [f"**{answer.title}**"] if len(answers) > 1 else []
-        lines = [f"* **{verdict}**" for verdict in answer.verdict_sentences().values()]
-        parts.append("\n".join(lines + [f"* {line}" for line in [*answer.notes(), *answer.single_pairs_in_words()]]))
-        parts.append(_markdown(answer.rows()))
+        parts += [f"**{markdown(answer.title)}**"] if len(answers) > 1 else []
+        lines = [f"* **{markdown(verdict)}**" for verdict in answer.verdict_sentences().values()]
+        parts.append("\n".join(lines + [f"* {markdown(line)}" for line in [*answer.notes(), *answer.single_pairs_in_words()]]))
+        parts.append(markdown_table(answer.rows()))
     parts += advice(answers)
-    parts += [f"*{question}*"] if question else []
+    parts += [f"*{markdown(question)}*"] if question else []
     parts.append(
         "Under Artifacts: `report.html` (everything in one file, to download and to send on), `forest.png`, the loss curves, seeds, "
         "confusion matrices and warps of each block; every figure in `answer.json`, every run in `runs.csv`."
@@ -215,14 +218,10 @@ def _description(answers: Sequence[Answer], question: str) -> str:
     return "\n\n".join(parts)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, whose first row is its heading, as Markdown."""
+    head, *body = [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
-
-
-def _safe(name: str) -> str:
-    """Return a name that a file and a metric may have."""
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
 
 
 def _embedded(content: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from stn_pipeline.comparing.comparefile import Block, CompareConfig
 from stn_pipeline.comparing.trained import trained
 from stn_pipeline.comparing.verdicts import decide
 from stn_pipeline.config import TrainConfig, short_name
+from stn_pipeline.errors import RunError
 from stn_pipeline.jobs import Job, Outcome, Trainings
 from stn_pipeline.tracking import CHILD_OF, Run, create_run, find_run, search_runs
 from stn_pipeline.training import Record
@@ -132,7 +133,7 @@ class Comparison:
                     if verdict.is_decided:
                         self._n_seeds.setdefault((block, arm), looks[self.look - 1])
                     else:
-                        undecided.append(arm if len(blocks) == 1 else f"{arm} ({title_of(block)})")
+                        undecided.append(arm if len(blocks) == 1 else f"{arm} ({block.title})")
             told = f"look {self.look} of {len(looks)}, {looks[self.look - 1]} seeds"
             if not undecided:
                 self.say(f"{told}: every arm is decided; {looks[-1] - looks[self.look - 1]} seeds are saved")
@@ -146,10 +147,9 @@ class Comparison:
         for cell in self._wanted():
             if cell.block == block:
                 training = self.trainings.by_key.get(cell.fingerprint)
-                found[cell.arm][cell.seed] = Trained(why="it was not started") if training is None else trained(find_run(training.run.id))
+                try:
+                    came = Trained(why="it was not started") if training is None else trained(find_run(training.run.id))
+                except RunError as error:  # deleted since by another hand
+                    came = Trained(why=str(error))
+                found[cell.arm][cell.seed] = came
         return found
-
-
-def title_of(block: Block) -> str:
-    """Return what a block is called, as in `mnist, full localiser lr`."""
-    return ", ".join(filter(None, (short_name(block.dataset), block.setting)))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CIRCUMSTANCES = {  # tags that may make arms differ though their knobs do not, and what to call them
     "engine": "engine",
     "device": "device",
+    "processor": "processor",
+    "threads": "number of threads",
+    "gpu": "GPU",
     "version.code": "training code",
     "version.torch": "torch",
 }
@@ -34,6 +37,10 @@ def where(configs: Sequence[TrainConfig], title: str) -> str:
 def differences(answer: "Answer") -> list[str]:
     """Return a sentence for each circumstance of training that is not the same in all arms."""
     lines = []
+    for arm, by_seed in answer.table.items():
+        mixed = [str(seed) for seed, one in by_seed.items() if "went_on_under" in one.tags]
+        if mixed:
+            lines.append(f"{arm}: seed {', '.join(mixed)} went on under other code or another engine than it began with.")
     for tag, name in CIRCUMSTANCES.items():
         by_arm = {arm: sorted({one.tags[tag] for one in answer.table[arm].values() if tag in one.tags}) for arm in answer.arms}
         known = {arm: values for arm, values in by_arm.items() if values}

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from stn_pipeline.comparing.arms import ENDED, Table, Trained
 from stn_pipeline.comparing.measures import LOSS, Measure
-from stn_pipeline.comparing.paired import ALPHA, equivalence_p, paired
+from stn_pipeline.comparing.paired import ALPHA, equivalence_p, t_test
 from stn_pipeline.comparing.ranks import difference, outcome, signed_rank
 
 SPENDING = 1.5  # the power of the share of seeds by which the 5 % are spent
@@ -164,11 +164,11 @@ def _test(table: Table, arm: str, baseline: str, rules: Rules, seeds: Sequence[i
         centred, p = signed_rank([difference(a, b) for a, b in zip(*ranked, strict=True)])
         better = (centred < 0) == measure.smaller_is_better
         return _Tested(tuple(ended), "signed rank", p, nothing, better, lost, baseline_lost)
-    a, b = ([_value(one, measure) for one in arms] for arms in (ours, theirs))
-    result = paired(a, b)
+    a, b = ([_value(one, measure) for one in trained] for trained in (ours, theirs))
+    mean, _, p = t_test(a, b)
     equal = nothing if margin is None else equivalence_p(a, b, margin, relative=measure.unit.relative)
-    better = (result.difference < 0) == measure.smaller_is_better
-    return _Tested(tuple(ended), None if math.isnan(result.p) else "t", result.p, equal, better, 0, 0)
+    better = (mean < 0) == measure.smaller_is_better
+    return _Tested(tuple(ended), None if math.isnan(p) else "t", p, equal, better, 0, 0)
 
 
 def _ended(one: Trained | None, measure: Measure) -> bool:

@@ -1,4 +1,4 @@
-"""What a source gives, and its stratified train, val and test splits.
+"""What a source gives, and the three splits that a network is trained and scored on.
 
 Shapes: N images, C channels, H W image size, K classes.
 """
@@ -15,21 +15,18 @@ from stn_pipeline.config import short_name
 from stn_pipeline.data.distortions import distort
 from stn_pipeline.errors import DataError
 
-TEST_FRACTION = 0.2  # of a source that has no test split of its own
-TEST_SEED = 0  # constant, so that every run is scored on the same images
-MIN_IMAGES = 2  # of a class, so that train and val can both have one
-MIN_IMAGES_UNSPLIT = 5  # of a class where a test split is to be cut: 20 % of 5 is 1
-
 
 @dataclass(frozen=True)
 class Split:
     """Images uint8 (N, C, H, W), contiguous, 0..255, and their labels int64 (N,), 0..K-1.
 
+    ids: int64 (N,), what each image is, wherever it stands: a hash of its pixels. None where the set never changes.
     draws: how often each source image is in it, distorted in another way each time: image i shows source i mod N / draws.
     """
 
     images: Tensor
     labels: Tensor
+    ids: Tensor | None = None
     draws: int = field(default=1, kw_only=True)
 
     def __len__(self) -> int:
@@ -37,7 +34,7 @@ class Split:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Split":
-        """Return the split on `device`."""
+        """Return the split on `device`; the ids stay on the CPU."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def draw(self, epoch: int) -> "Split":
@@ -50,12 +47,27 @@ class Split:
         return torch.arange(n, device=self.images.device) * len(self) // n
 
     def take(self, index: np.ndarray) -> "Split":
-        """Return the images at `index` int64 (n,), copied."""
-        at = torch.from_numpy(index).to(self.images.device)
-        return Split(self.images[at].contiguous(), self.labels[at])
+        """Return the images at `index` int64 (n,), copied; of several draws of an image all or none, in their order."""
+        at = torch.from_numpy(index)
+        ids, at = None if self.ids is None else self.ids[at], at.to(self.images.device)
+        return Split(self.images[at].contiguous(), self.labels[at], ids, draws=self.draws)
+
+    def in_order(self, index: np.ndarray) -> np.ndarray:
+        """Return some indices in the order in which the images stand in a split: by label and id, or as they are without ids."""
+        if self.ids is None:
+            return index
+        return index[np.lexsort((self.ids.numpy()[index], self.labels.cpu().numpy()[index]))]
+
+    def ordered(self) -> "Split":
+        """Return the split in that order, in each of its draws."""
+        if self.ids is None:
+            return self
+        n = len(self) // self.draws
+        first = self.in_order(np.arange(n))
+        return self.take(np.concatenate([first + n * draw for draw in range(self.draws)]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distorted(Split):
     """A split whose images are drawn anew each epoch; `images` are the draw of epoch 0, which no training sees."""
 
@@ -66,7 +78,8 @@ class Distorted(Split):
     @classmethod
     def of(cls, split: Split, kind: str, seed: int) -> "Distorted":
         """Distort a split; epoch e of a seed is always the same draw."""
-        return cls(distort(split.images, kind, f"train {seed} 0"), split.labels, split.images, kind, seed)
+        first = distort(split.images, kind, f"train {seed} 0")
+        return cls(first, split.labels, split.ids, source=split.images, kind=kind, seed=seed)
 
     def draw(self, epoch: int) -> Split:
         """Return the draw of an epoch."""
@@ -81,15 +94,20 @@ def distorted(splits: "Splits", kind: str, draws: int, seed: int) -> "Splits":
     """Return splits distorted: train anew each epoch; val and test once for all, each image `draws` times, whatever the seed."""
 
     def fixed(split: Split, name: str) -> Split:
-        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws), draws=draws)
+        if not len(split):
+            return split
+        ids = None if split.ids is None else split.ids.repeat(draws)
+        return Split(distort(split.images.repeat(draws, 1, 1, 1), kind, name), split.labels.repeat(draws), ids, draws=draws)
 
-    train = Distorted.of(splits.train, kind, seed)
+    train = Distorted.of(splits.train, kind, seed) if len(splits.train) else splits.train
     return replace(splits, train=train, val=fixed(splits.val, "val"), test=fixed(splits.test, "test"))
 
 
 @dataclass(frozen=True)
 class RawData:
-    """What a source gives: `test` is None where the set has none of its own.
+    """What a source gives: `test` is None where the set has none of its own; `train` may be empty beside a test split to be scored.
+
+    bits: the depth that greyscale images of more than 8 bits were read with; 0 where there are none.
 
     Raises:
         DataError: a dtype, shape, count or label does not fit.
@@ -99,14 +117,13 @@ class RawData:
     train: Split
     test: Split | None
     classes: tuple[str, ...]
+    bits: int = 0
 
     def __post_init__(self) -> None:
         """Check what was given."""
         what, n_classes, shape = f"dataset={self.name}", len(self.classes), tuple(self.train.images.shape[1:])
-        if n_classes < 2:
-            raise DataError(f"{what}: has {n_classes} class ({', '.join(self.classes)}), needs at least 2: add a class")
         for part, s in (("train", self.train), ("test", self.test)):
-            if s is None:
+            if s is None or (part == "train" and not len(s.labels) and self.test is not None):
                 continue
             if s.images.dtype != torch.uint8 or s.images.ndim != 4 or s.labels.dtype != torch.int64 or s.labels.ndim != 1:
                 got = f"{s.images.dtype} {tuple(s.images.shape)} and {s.labels.dtype} {tuple(s.labels.shape)}"
@@ -120,25 +137,29 @@ class RawData:
             if low < 0 or high >= n_classes:
                 raise DataError(f"{what}: {part} labels are {low}..{high}, expected 0..{n_classes - 1}: fetch the files anew")
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all the images."""
-        return self.train.images.numel() + (0 if self.test is None else self.test.images.numel())
-
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits of `dataset`, which is the name of what was really used. val is never test data."""
+    """The three splits of `dataset`, which is the name of what was really used. val is never test data.
+
+    reading: (C, H, W) of the images before any distortion, and the bits that they were read with, as RawData has them.
+    """
 
     train: Split
     val: Split
     test: Split
     classes: tuple[str, ...]
     dataset: str
+    reading: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Splits":
         """Return the splits on `device`."""
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+    def put(self, name: str, split: Split, classes: tuple[str, ...]) -> "Splits":
+        """Return the splits with another one, and its classes, in the place of one of the three."""
+        parts = {"train": self.train, "val": self.val, "test": self.test} | {name: split}
+        return Splits(parts["train"], parts["val"], parts["test"], classes, self.dataset, self.reading)
 
     @property
     def name(self) -> str:
@@ -156,10 +177,16 @@ class Splits:
             for name, split in (("train", self.train), ("val", self.val), ("test", self.test))
         }
 
+    @cached_property
+    def members(self) -> dict[str, Tensor]:
+        """What images each split holds: their ids, int64, ascending, each once; nothing of a set that never changes."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: torch.from_numpy(np.unique(split.ids.numpy())) for name, split in parts.items() if split.ids is not None}
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        _, c, h, w = self.train.images.shape
+        """(C, H, W); of the test split, since the others may be empty where a split is only scored."""
+        _, c, h, w = self.test.images.shape
         return c, h, w
 
     @property
@@ -188,58 +215,3 @@ class Splits:
         std = (share * (value - mean[:, None]) ** 2).sum(1).sqrt()  # (C,)
         std[(counts > 0).sum(1).cpu() == 1] = 1.0
         return mean.float().to(images.device), std.float().to(images.device)
-
-
-def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices to keep and those held out, both ascending.
-
-    Args:
-        labels: int64 (N,), on the CPU.
-        fraction: share held out, 0..1; a class loses that share of its images, to within one.
-        seed: the only thing that the choice depends on besides the labels.
-
-    Raises:
-        ValueError: a class has fewer than 2 images, or a side would hold fewer images than there are classes.
-    """
-    from sklearn.model_selection import train_test_split
-
-    keep, held = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels.numpy(), random_state=seed)
-    return np.sort(keep), np.sort(held)
-
-
-def split(raw: RawData, val_fraction: float, seed: int) -> Splits:
-    """Return the splits of `raw`.
-
-    Args:
-        raw: what a source gave, on the CPU.
-        val_fraction: share of the training images held out, 0..1.
-        seed: of the val split; a test split cut here does not depend on it.
-
-    Raises:
-        DataError: a class, or the whole set, has too few images.
-    """
-    train, test = raw.train, raw.test
-    check_counts(raw.name, raw.classes, train.labels, has_test=test is not None)
-    if test is None:
-        keep, held = stratified(train.labels, TEST_FRACTION, TEST_SEED)
-        train, test = train.take(keep), train.take(held)
-    try:
-        keep, held = stratified(train.labels, val_fraction, seed)
-    except ValueError as error:
-        got = f"val_fraction={val_fraction} of {len(train)} images in {len(raw.classes)} classes"
-        rule = "train and val must each hold an image a class"
-        raise DataError(f"dataset={raw.name}: {got}: {rule}: raise val_fraction (at most 0.5) or add images") from error
-    return Splits(train.take(keep), train.take(held), test, raw.classes, raw.name)
-
-
-def check_counts(name: str, classes: tuple[str, ...], labels: Tensor, *, has_test: bool) -> None:
-    """Check that every class has enough images to be split.
-
-    Raises:
-        DataError: a class has fewer than 2, or fewer than 5 where a test split is to be cut too.
-    """
-    least, what_for = (MIN_IMAGES, "train and val") if has_test else (MIN_IMAGES_UNSPLIT, "train, val and a 20 % test split")
-    for label, n in enumerate(torch.bincount(labels, minlength=len(classes)).tolist()):
-        if n < least:
-            got = f"class {classes[label]} has {n} images for training"
-            raise DataError(f"dataset={name}: {got}, needs at least {least} for {what_for}: add images or drop the class")

@@ -4,11 +4,12 @@ from stn_pipeline.jobs.driver import Job, Outcome, Source, drive
 from stn_pipeline.jobs.local import available_cores, n_workers
 from stn_pipeline.jobs.lock import only_driver
 from stn_pipeline.jobs.places import Place, place
-from stn_pipeline.jobs.trainings import Training, Trainings, times
-from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, log_robustness, run_trial, title_of, train_and_test
+from stn_pipeline.jobs.trainings import MAX_LOSSES, Training, Trainings, times
+from stn_pipeline.jobs.trial import evaluate_run, headline, in_words, log_robustness, mixed, run_trial, title_of, train_and_test
 from stn_pipeline.jobs.worker import Report, Worker
 
 __all__ = [
+    "MAX_LOSSES",
     "Job",
     "Outcome",
     "Place",
@@ -23,6 +24,7 @@ __all__ = [
     "headline",
     "in_words",
     "log_robustness",
+    "mixed",
     "n_workers",
     "only_driver",
     "place",

@@ -5,13 +5,14 @@ process touches the source, so whatever that owns (a study, the closing of runs)
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.errors import StnError
 from stn_pipeline.interrupts import ignore_signals, uninterrupted
+from stn_pipeline.texts import printable
 from stn_pipeline.tracking import in_a_hurry, is_away
 from stn_pipeline.training import Record
 
@@ -37,11 +38,12 @@ class Job:
 class Outcome:
     """How a job ended: why, where it was not simply done, and its figures.
 
-    stopped: the source said so.   failed: diverged, out of memory, or knobs that do not fit.   lost: its worker died.
+    stopped: the source said so.   failed: diverged, out of memory, knobs that do not fit, or its run was deleted.
+    crashed: its process died of itself.   lost: for want of what it needs (its node, MLflow, a disk that answers); both are tried again.
     bug: our code broke, the traceback follows the first line.   interrupted: the driver itself was stopped.
     """
 
-    kind: Literal["done", "stopped", "failed", "lost", "bug", "interrupted"]
+    kind: Literal["done", "stopped", "failed", "crashed", "lost", "bug", "interrupted"]
     reason: str = ""
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -80,7 +82,10 @@ class Pool(Protocol):
 
 
 class JobError(StnError):
-    """A job broke in our own code."""
+    """A job broke in our own code; its traceback is told too, so it has many lines."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, Exception.__str__(self).split("\n")))
 
 
 def drive(source: Source, pool: Pool, beat: Callable[[], object] = lambda: None) -> None:
@@ -118,7 +123,16 @@ def drive(source: Source, pool: Pool, beat: Callable[[], object] = lambda: None)
         ignore_signals()
         pool.close()
         if not is_away(error):
-            with in_a_hurry():
-                for job in running.values():
-                    source.ended(job, Outcome("interrupted", "the driver was stopped"))
+            _interrupt(source, running.values())
         raise
+
+
+def _interrupt(source: Source, jobs: Iterable[Job]) -> None:
+    """Tell that jobs were stopped; what cannot be told now, the next driver finds out: the error to hear of is the first one."""
+    with in_a_hurry():
+        for job in jobs:
+            try:
+                source.ended(job, Outcome("interrupted", "the driver was stopped"))
+            except Exception as error:
+                if is_away(error):
+                    return

@@ -1,12 +1,11 @@
-"""One driver a question: a lock that the operating system drops with the process that held it."""
+"""One driver a question."""
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from stn_pipeline.errors import RunError
+from stn_pipeline.locks import HeldError, held
 
 STUDIES = Path("studies")
 
@@ -16,18 +15,16 @@ def only_driver(kind: str, name: str) -> Iterator[Path]:
     """Hold the lock of a question; return the path of its files in studies/, without an ending.
 
     kind: sweep or compare.
-    Raises: RunError where another process drives it.
+    Raises: RunError where another process drives it, or studies/ cannot be written.
     """
-    STUDIES.mkdir(exist_ok=True)
     path = STUDIES / (name if kind == "sweep" else f"{kind}-{name}")
-    with open(f"{path}.lock", "a+") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            STUDIES.mkdir(exist_ok=True)
+            stack.enter_context(held(Path(f"{path}.lock")))
+        except HeldError as error:
+            raise RunError(f"{kind} {name}: {error} is driving it: wait, stop that one, or begin another (--name {name}-2)") from error
         except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise RunError(f"{kind} {name}: {holder} is driving it: wait, stop that one, or begin another (--name {name}-2)") from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
+            why = f"{STUDIES.resolve()} cannot be used ({error.strerror or error})"
+            raise RunError(f"{kind} {name}: {why}: it must be a folder that you may write to") from error
         yield path

@@ -16,16 +16,27 @@ class Mailbox:
     def __init__(self) -> None:
         self._news: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
         self._answers: dict[str, asyncio.Queue[bool]] = {}
-        self._begun: set[str] = set()
+        self._begun: dict[str, int] = {}
 
     async def admit(self, attempt: str) -> None:
         """Know an attempt."""
         self._answers[attempt] = asyncio.Queue()
 
-    async def begin(self, attempt: str) -> bool:
-        """Hear that an attempt begins; say whether it shall."""
-        self._begun |= {attempt} & self._answers.keys()
-        return attempt in self._answers
+    async def begin(self, attempt: str, process: int) -> bool:
+        """Hear that an attempt begins, and in which process; say whether it shall."""
+        if attempt not in self._answers:
+            return False
+        self._begun[attempt] = process
+        return True
+
+    async def process(self, attempt: str) -> int:
+        """Return the process in which an attempt has begun, on its node; 0 where it has not."""
+        return self._begun.get(attempt, 0)
+
+    async def beat(self, attempt: str) -> None:
+        """Hear that an attempt computes; an empty record says so."""
+        if attempt in self._answers:
+            self._news.put_nowait((attempt, {}))
 
     async def epoch(self, attempt: str, record: dict[str, Any]) -> bool:
         """Hear of an epoch; say, once the driver has, whether to go on."""
@@ -35,7 +46,7 @@ class Mailbox:
         return await self._answers[attempt].get()
 
     async def take(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what was told since, at least one epoch."""
+        """Return what was told since, at least one thing."""
         news = [await self._news.get()]
         while not self._news.empty():
             news.append(self._news.get_nowait())
@@ -50,9 +61,17 @@ class Mailbox:
         """Forget an attempt; say whether it had begun."""
         if waiting := self._answers.pop(attempt, None):
             waiting.put_nowait(False)
-        begun = attempt in self._begun
-        self._begun.discard(attempt)
-        return begun
+        return self._begun.pop(attempt, 0) != 0
+
+
+def kill(process: int) -> None:
+    """End a process of this node, also one that stands still."""
+    import os
+    import signal
+    from contextlib import suppress
+
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def versions() -> dict[str, str]:

@@ -31,10 +31,10 @@ class Place(Protocol):
 
 
 class Here:
-    """This machine."""
+    """This machine; `say` is told of workers that stand still."""
 
-    def __init__(self, workers: int):
-        self.workers = workers
+    def __init__(self, workers: int, say: Callable[[str], object] = lambda line: None):
+        self.workers, self.say = workers, say
 
     def resolve(self, device: str, precision: str) -> torch.device:
         """As training.device does."""
@@ -43,7 +43,7 @@ class Here:
     def pool(self, most: int | None, kind: type[Worker] = Worker) -> Pool:
         """Return processes: as many as asked for, or one a GPU, or one a core."""
         wanted = self.workers or n_workers()
-        return LocalPool(wanted if most is None else min(wanted, most), kind)
+        return LocalPool(wanted if most is None else min(wanted, most), kind, self.say)
 
 
 class OnRay:
@@ -68,7 +68,7 @@ def place(asked: Question, say: Callable[[str], object]) -> Iterator[Place]:
     Raises: ConfigError where it cannot be had.
     """
     if not asked.ray:
-        yield Here(asked.workers)
+        yield Here(asked.workers, say)
         return
     try:
         from stn_pipeline.jobs.cluster import connect

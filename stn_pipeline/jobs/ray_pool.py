@@ -1,11 +1,13 @@
 """Tasks on a Ray cluster, one a training: its processes stay warm, and whatever dies costs the trainings that ran there.
 
 The pool places each task on a node itself, so it knows what a dead node takes with it. Ray retries nothing: the driver does.
-An attempt that was lost before it began starts again elsewhere, unheard.
+An attempt that was lost before it began starts again elsewhere, unheard; one that stands still is told of, and killed in the
+end (silence.py).
 """
 
 import itertools
 import os
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -17,9 +19,11 @@ from stn_pipeline import tracking
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import RawData, Split, read
 from stn_pipeline.errors import ConfigError, StnError
-from stn_pipeline.jobs.cluster import Cluster, Node, one_line
+from stn_pipeline.jobs import mailbox as at_the_nodes
+from stn_pipeline.jobs.cluster import REST_S, Cluster, Node, one_line
 from stn_pipeline.jobs.driver import Job, Outcome
 from stn_pipeline.jobs.mailbox import Mailbox
+from stn_pipeline.jobs.silence import Silence, beating
 from stn_pipeline.jobs.worker import LostError, Worker
 from stn_pipeline.training import Record
 
@@ -43,6 +47,10 @@ class RayPool:
         self._unplaced: list[Job] = []
         self._data: dict[tuple[Any, ...], Any] = {}
         self._stillborn = 0
+        self._silence: Silence[str] = Silence(cluster.say)
+        self._heard: set[str] = set()  # attempts that have begun
+        self._asking: set[str] = set()  # of them, those that wait for an answer
+        self._crashed: list[tuple[float, Job, Node, str]] = []  # since when, until it is known whether the node died with it
         here = Node(cluster.here, "", 0)
         self._mailbox = cluster.on(here, ray.remote(num_cpus=0, max_concurrency=MAX_WAITING)(Mailbox)).remote()
         # max_calls=0: a process stays; of a task with a GPU Ray would end it on its own, and the next would import torch anew.
@@ -90,14 +98,16 @@ class RayPool:
         key = tuple(getattr(config, knob) for knob in SOURCE)
         if key not in self._data:
             raw = read(config, announce=lambda line: None)
-            splits = {name: (s.images.numpy(), s.labels.numpy()) for name, s in (("train", raw.train), ("test", raw.test)) if s is not None}
-            self._data[key] = ray.put({"name": raw.name, "classes": raw.classes} | splits)
+            parts = {name: s for name, s in (("train", raw.train), ("test", raw.test)) if s is not None}
+            splits = {name: [t.numpy() for t in (s.images, s.labels, s.ids) if t is not None] for name, s in parts.items()}
+            self._data[key] = ray.put({"name": raw.name, "classes": raw.classes, "bits": raw.bits} | splits)
         return self._data[key]
 
     def answer(self, job: Job, go_on: bool) -> None:
         """Let the job go on, or stop it."""
         for attempt, (known, _, _) in self._attempts.items():
             if known is job:
+                self._asking.discard(attempt)
                 self._mailbox.answer.remote(attempt, go_on)
 
     def wait(self, timeout_s: float) -> list[tuple[Job, Record | Outcome]]:
@@ -106,6 +116,15 @@ class RayPool:
         for node in self.cluster.poll():
             for attempt in [attempt for attempt, (_, where, _) in self._attempts.items() if where.id == node.id]:
                 news += self._lose(attempt, f"node {node.name} died or froze", node_died=True)
+        for attempt, why in self._silence.listen({attempt: self._name(attempt) for attempt in self._heard - self._asking}).items():
+            node = self._attempts[attempt][1]
+            process = self._from_mailbox(self._mailbox.process.remote(attempt))
+            self.cluster.on(node, ray.remote(num_cpus=0, max_calls=0, max_retries=0)(at_the_nodes.kill)).remote(process)
+            news += self._lose(attempt, why)
+        for crash in [crash for crash in self._crashed if time.monotonic() > crash[0] + REST_S]:
+            self._crashed.remove(crash)
+            _, job, node, why = crash
+            news.append((job, Outcome("crashed" if node.id in self.cluster.nodes else "lost", why)))
         self._place()
         waiting = [self._news, *(task for _, _, task in self._attempts.values())]
         if not news:
@@ -114,10 +133,21 @@ class RayPool:
         if self._news in ready:
             told = self._from_mailbox(self._news)
             self._news = self._mailbox.take.remote()
-            news += [(self._attempts[attempt][0], Record(**record)) for attempt, record in told if attempt in self._attempts]
+            for attempt, record in told:
+                if attempt not in self._attempts:
+                    continue
+                self._silence.heard(attempt, self._name(attempt))
+                self._heard.add(attempt)
+                if record:
+                    self._asking.add(attempt)
+                    news.append((self._attempts[attempt][0], Record(**record)))
         for attempt in [attempt for attempt, (_, _, task) in self._attempts.items() if task in ready]:
             news += self._end(attempt)
         return news
+
+    def _name(self, attempt: str) -> str:
+        job, node, _ = self._attempts[attempt]
+        return f"{job.key} on node {node.name}"
 
     def _end(self, attempt: str) -> list[tuple[Job, Record | Outcome]]:
         job, node, task = self._attempts[attempt]
@@ -127,7 +157,12 @@ class RayPool:
             outcome = Outcome("bug", str(error))
         except ray.exceptions.RayError as error:
             unplaced = isinstance(error, ray.exceptions.TaskUnschedulableError)
-            return self._lose(attempt, f"node {node.name}: {one_line(error).partition('. ')[0]}", node_died=unplaced)
+            why = f"node {node.name}: {one_line(error).partition('. ')[0]}"
+            lost = self._lose(attempt, why, node_died=unplaced)
+            if lost and isinstance(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)):
+                self._crashed.append((time.monotonic(), job, node, why))
+                return []
+            return lost
         self._forget(attempt)
         self._stillborn = 0
         return [(job, outcome)]
@@ -146,6 +181,9 @@ class RayPool:
     def _forget(self, attempt: str) -> bool:
         """Know an attempt no more; say whether it had begun."""
         del self._attempts[attempt]
+        self._heard.discard(attempt)
+        self._asking.discard(attempt)
+        self._silence.forget(attempt)
         return bool(self._from_mailbox(self._mailbox.drop.remote(attempt)))
 
     def _from_mailbox(self, call: Any) -> Any:
@@ -169,7 +207,7 @@ def _train(
     device: cpu or cuda.   data: holds the reference to the images, fetched where they are not in memory yet.
     """
     global _worker
-    if not ray.get(mailbox.begin.remote(attempt)):
+    if not ray.get(mailbox.begin.remote(attempt, os.getpid())):
         return Outcome("interrupted", "the driver has given this attempt up")
     tracking.settle(settings)
     torch.set_num_threads(n_threads)
@@ -178,7 +216,9 @@ def _train(
     def report(record: Record) -> bool:
         return bool(ray.get(mailbox.epoch.remote(attempt, asdict(record))))
 
-    return _worker.perform(job, _gpu(ray.get_gpu_ids()) if device == "cuda" else "cpu", report, lambda config: _get(data[0]))
+    mailbox.beat.remote(attempt)
+    with beating(lambda: mailbox.beat.remote(attempt)):
+        return _worker.perform(job, _gpu(ray.get_gpu_ids()) if device == "cuda" else "cpu", report, lambda config: _get(data[0]))
 
 
 def _gpu(given: list[Any]) -> str:
@@ -199,4 +239,4 @@ def _get(reference: Any) -> RawData:
     except ray.exceptions.RayError as error:
         raise LostError(f"the images could not be fetched: {one_line(error)}") from error
     splits = {name: Split(*(torch.tensor(array) for array in raw[name])) for name in ("train", "test") if name in raw}
-    return RawData(raw["name"], splits["train"], splits.get("test"), raw["classes"])
+    return RawData(raw["name"], splits["train"], splits.get("test"), raw["classes"], raw["bits"])

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split, Splits
 from stn_pipeline.errors import DivergedError
 from stn_pipeline.model import Network, build
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Checkpoint, Epoch, Record, Scores, calibration, fit, report, score
-from stn_pipeline.training.engine import engage
-from stn_pipeline.training.fingerprint import code_version, fingerprint
+from stn_pipeline.training.device import machine
+from stn_pipeline.training.engine import choose_engine
+from stn_pipeline.training.fingerprint import changes, conditions, fingerprint, gone_on
 from stn_pipeline.training.fit import at_chance
 from stn_pipeline.training.robustness import SWEPT, plain, robustness
 
@@ -42,14 +44,22 @@ def run_trial(
     each epoch's numbers and may raise to stop; `tick` is told the number of images after each step, or several. A `lean` trial logs
     no pictures, and its checkpoint only every LEAN_CHECKPOINT_S seconds and at the end.
     """
-    network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(splits.train.images.device)
-    run.tag({"engine": engage(network, config, len(splits.train))})
+    device = splits.train.images.device
+    network = build(config, splits.image_shape, splits.n_classes, splits.mean, splits.std).to(device)
+    engine = choose_engine(network, config, len(splits.train))
+    under = conditions(engine, device)
+    under = under if resume is None else gone_on(resume.under, under)
+    run.tag(machine(device) | {"engine": under["engine"], "version.code": under["code"]})
+    if changes(under):
+        run.tag({"went_on_under": changes(under)})
+    if not lean:
+        run.tag({"fingerprint": fingerprint(config, splits, under)})
     shown = splits.val.images[splits.val.spread(SHOWN_EACH_EPOCH)].float() / 255
     digests = splits.digests()
-    last, kept_at = resume, time.monotonic()
-    for epoch in _telling(run, fit(network, splits.train, splits.val, config, resume.state if resume else None, tick)):
+    last, kept_at = resume and replace(resume, under=under), time.monotonic()
+    for epoch in _telling(run, fit(network, splits.train, splits.val, config, resume.state if resume else None, tick, engine)):
         run.log_epoch(epoch.record, None if lean else _strip(network, shown))
-        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests)
+        last = Checkpoint(config, splits.image_shape, splits.classes, epoch.state, digests, under, splits.members, splits.reading)
         if not lean or epoch.record.number == config.epochs or time.monotonic() > kept_at + LEAN_CHECKPOINT_S:
             run.log_checkpoint(last)
             kept_at = time.monotonic()
@@ -82,7 +92,6 @@ def train_and_test(
     The one reader of a test split. Returns the last checkpoint and the test scores, as training.report gives them.
     """
     title = title_of(config, splits)
-    run.tag({"fingerprint": fingerprint(config, splits, splits.train.images.device), "version.code": code_version()})
     if resume is None:
         run.log_data(splits)
     last = run_trial(config, splits, run, resume=resume, watch=watch, tick=tick)
@@ -94,7 +103,7 @@ def train_and_test(
         run.tag({"collapsed": "true", "collapsed.why": f"test {told}"})
     run.log_files({"curves.png": curves_picture(last.state.history, last.state.best_epoch, title)})
     best = f"Best epoch {last.state.best_epoch} of {config.epochs} by validation loss"
-    run.describe(headline(title, scores, best + troubles(last.state.history)))
+    run.describe(headline(title, scores, best + troubles(last.state.history) + mixed(last)))
     return last, scores
 
 
@@ -172,11 +181,11 @@ def in_words(scores: dict[str, Any]) -> str:
 
 def headline(title: str, scores: dict[str, Any], note: str, split: str = "test") -> str:
     """Return the Markdown at the top of a run's page: the answer, the hardest classes, where the pictures are."""
-    hardest = sorted(scores["per_class"].items(), key=lambda item: item[1]["f1"])[:3]
+    hardest = sorted(((name, row) for name, row in scores["per_class"].items() if row["n"]), key=lambda item: item[1]["f1"])[:3]
     return "\n\n".join(
         (
-            f"**{title}**: {split} {in_words(scores)}",
-            f"{note}. Hardest classes by F1: " + ", ".join(f"{name} {row['f1']:.3f}" for name, row in hardest) + ".",
+            f"**{markdown(title)}**: {split} {in_words(scores)}",
+            f"{note}. Hardest classes by F1: " + ", ".join(f"{markdown(name)} {row['f1']:.3f}" for name, row in hardest) + ".",
             "Pictures under Artifacts: `warps.png` (where the network looks), `confusion_matrix.png`, `reliability.png`, `curves.png`; "
             "per-class figures in `report.json`. One run is an anecdote: compare several seeds before you believe a difference.",
         )
@@ -190,6 +199,12 @@ def troubles(history: list[dict[str, Any]]) -> str:
         return ""
     last = troubled[-1]
     return f". **Looked collapsed** in {len(troubled)} of {len(history)} epochs, at last in epoch {last['number']}: {last['trouble']}"
+
+
+def mixed(checkpoint: Checkpoint) -> str:
+    """Return a sentence on a training that went on under other conditions than it began with, or nothing."""
+    changed = changes(checkpoint.under)
+    return f". **Went on under other conditions** ({changed}), so it has no fingerprint and no comparison reuses it" if changed else ""
 
 
 def curves_picture(history: list[dict[str, Any]], best_epoch: int, title: str) -> bytes:

@@ -10,10 +10,10 @@ from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import RawData, Splits, prepare, read
 from stn_pipeline.errors import DivergedError, RunError, UserError
 from stn_pipeline.jobs.driver import Job, Outcome
-from stn_pipeline.jobs.trial import run_trial, train_and_test
-from stn_pipeline.tracking import Run, environment, is_away, load_checkpoint, store
+from stn_pipeline.jobs.trial import mixed, run_trial, train_and_test
+from stn_pipeline.tracking import Run, environment, is_away, is_unable, load_checkpoint, store, why_gone
 from stn_pipeline.training import Checkpoint, Record
-from stn_pipeline.training.device import describe, resolve
+from stn_pipeline.training.device import resolve
 
 Report = Callable[[Record], bool]  # tells the driver of an epoch; returns whether to go on
 
@@ -56,17 +56,22 @@ class Worker:
         except Exception as error:
             if is_away(error):
                 return Outcome("lost", f"MLflow at {store()} did not answer")
+            if why := why_gone(error, job.run_id):
+                return Outcome("failed", why)
             if out_of_memory(error):
                 torch.cuda.empty_cache()
                 return Outcome("failed", f"out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-            return Outcome("bug", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n{traceback.format_exc()}")
+            told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if isinstance(error, OSError) or is_unable(error):  # a full disk, a locked store: nothing that the training did
+                return Outcome("lost", told)
+            return Outcome("bug", f"{told}\n{traceback.format_exc()}")
 
     def _train(self, job: Job, device_name: str, report: Report, source: Callable[[TrainConfig], RawData]) -> Outcome:
         started, training_s = time.perf_counter(), 0.0
         device = resolve(device_name, job.config.precision)
         splits = self._splits(job.config, device, source)
         run = Run(job.run_id)
-        run.tag(self.environment | {"device": describe(device)})
+        run.tag(self.environment)
 
         def watch(record: Record) -> None:
             nonlocal training_s
@@ -85,9 +90,10 @@ class Worker:
             figures = {f"test/{name}": float(scores[name]) for name in ("loss", "accuracy")}
         else:
             last, figures = run_trial(job.config, splits, run, resume=resume, watch=watch, lean=True), {}
-        figures |= {"val/loss": last.state.best_val_loss, "best_epoch": last.state.best_epoch}
+        accuracies = [record["val_accuracy"] for record in last.state.history]
+        figures |= {"val/loss": last.state.best_val_loss, "val/accuracy": max(accuracies), "best_epoch": last.state.best_epoch}
         figures["time/overhead_s"] = time.perf_counter() - started - training_s
-        return Outcome("done", figures=figures)
+        return Outcome("done", mixed(last), figures)
 
     def _splits(self, config: TrainConfig, device: torch.device, source: Callable[[TrainConfig], RawData]) -> Splits:
         key = (config.data, device)

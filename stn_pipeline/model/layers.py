@@ -4,7 +4,7 @@ Legend: B batch, C channels, (H, W) input size, k kernel side.
 """
 
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -77,14 +77,26 @@ class CoordConv2d(nn.Conv2d):
 
     Convention: x and y are the pixel centres in [-1, 1], each axis scaled by its own size; r = sqrt(x² + y²), the
     distance from the centre.
+    It starts as close to the plain layer as torch's initialisation lets it: with the same bias, and with the plain layer's
+    weights for the channels that both have, scaled by sqrt(fan-in of that / fan-in of this), as for a layer of its fan-in.
     Source:  Liu et al. 2018, sec. 3 (arXiv:1807.03247).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: int, image_size: tuple[int, int], radius: bool):
+        self.n_shared = in_channels  # before torch's own constructor, which draws the weights
         super().__init__(in_channels + 2 + radius, out_channels, kernel_size, padding=padding)
         x, y = lattice(*image_size).T.view(2, 1, *image_size)
         channels = [x, y, torch.sqrt(x**2 + y**2)] if radius else [x, y]
         self.register_buffer("coordinates", torch.stack(channels, dim=1), persistent=False)  # (1, 2 or 3, H, W)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights and the bias, from the same random numbers as the plain layer and then more."""
+        plain = nn.Conv2d(self.n_shared, self.out_channels, self.kernel_size)  # type: ignore[arg-type]
+        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        with torch.no_grad():
+            self.weight[:, : self.n_shared] = plain.weight * math.sqrt(self.n_shared / self.in_channels)
+            self.weight[:, self.n_shared :].uniform_(-bound, bound)
+            self.get_parameter("bias").copy_(plain.get_parameter("bias"))
 
     def with_coordinates(self, input: Tensor) -> Tensor:
         """Append the coordinates to (B, C, H, W)."""
@@ -123,6 +135,10 @@ class Stage(nn.Module):
         Raises: CompilerError.
         """
         self._kernel = stage_kernel(self.geometry)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the kernel, which belongs to this process: a copy computes plainly until it is told."""
+        return self.__dict__ | {"_kernel": None}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled, rectified features."""

@@ -90,14 +90,16 @@ class Network(nn.Module):
 
 
 def _initialise(network: Network, seed: int) -> None:
-    """Draw each layer from a generator of its own, seeded by the seed and the layer's name.
+    """Draw the weights of each layer, of whatever kind, from (seed, name of the layer), and start the localiser at the identity.
 
-    So two arms of a comparison start from the same weights wherever their shapes agree. Seeds torch's CPU generator.
+    So two arms of a comparison start from the same weights wherever their shapes agree, whatever else they are made of.
+    (Parameters of a module that cannot draw them again stay as they were drawn when it was made.) Seeds torch's CPU generator.
     """
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if draw is not None:
             torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-            module.reset_parameters()
+            draw()
     for module in network.modules():
         if isinstance(module, Localisation):
             module.reset_to_identity()
@@ -112,6 +114,7 @@ def build(
     Raises: ConfigError if the image is under 4 pixels a side.
     """
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
         network = Network(config, image_shape, n_classes)
     if mean is not None:
         if std is None:

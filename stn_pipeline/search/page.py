@@ -4,38 +4,60 @@ import csv
 import io
 import math
 import shlex
-from statistics import mean, stdev
 from typing import Any
 
 import yaml
 
-from stn_pipeline.comparing.arms import Trained, contrasts
-from stn_pipeline.comparing.measures import ACCURACY, LOSS
-from stn_pipeline.comparing.paired import Paired, paired
-from stn_pipeline.comparing.sentences import described, verdict_sentence
-from stn_pipeline.comparing.verdicts import Rules, judge
-from stn_pipeline.search.pictures import pictures
-from stn_pipeline.search.source import Search
+from stn_pipeline.comparing.arms import Table
+from stn_pipeline.search.answer import answer, configuration, final_pairs, finals_table, mean_and_sd, shared_seeds
+from stn_pipeline.search.pictures import confirmation_picture, pictures
+from stn_pipeline.search.source import Key, Search
 from stn_pipeline.search.sweepfile import in_words as space_in_words
+from stn_pipeline.texts import code, markdown
 
 BEST_SHOWN = 5
-UNITS = {"test/loss": LOSS, "test/accuracy": ACCURACY}
+CONDITIONS = {"code": "training code", "device": "kind of device"}  # what the names of training.fingerprint.conditions mean
 
 
 def publish(search: Search) -> str:
     """Put everything on the study's run; return the answer, as the console shows it."""
-    study, run = search.study, search.parent
-    answer = _answer(search)
-    run.log_files(pictures(study.optuna, study.sweep.objective, study.name) | {"trials.csv": _csv(search).encode()})
-    if study.best is not None:
-        best = study.config(study.best.user_attrs["params"])
-        run.log_files({"best.yaml": yaml.safe_dump(best.model_dump(exclude={"seed"}), sort_keys=False).encode()})
-        run.log_metrics({f"tuned/{what}": pair.arm_mean for what, pair in _pairs(search).items()})
-        run.log_metrics({f"default/{what}": pair.baseline_mean for what, pair in _pairs(search).items()})
-    run.log_json("answer.json", _figures(search) | {"answer": answer})
-    run.tag({"answer": " ".join(answer)} | ({} if study.best is None else {"best_trial": str(study.best.number)}))
-    run.describe(_description(search, answer))
-    return "\n".join(answer)
+    study, run, told = search.study, search.parent, answer(search)
+    finals = finals_table(search) if search.winner else {}
+    files = pictures(study.optuna, study.sweep.objective, study.name) | {"trials.csv": _csv(search).encode()}
+    if search.confirmed:
+        names = [f"{configuration(one.number)} {_knobs(search, one.number)}" for one in search.confirmed]
+        files["confirmation.png"] = confirmation_picture(dict(zip(names, search.confirmed, strict=True)), study.sweep.objective, study.name)
+        files["confirmation.csv"] = _confirmation_csv(search).encode()
+    if search.winner is not None:
+        best = study.config(_params(search, search.winner))
+        files["best.yaml"] = yaml.safe_dump(best.model_dump(exclude={"seed"}), sort_keys=False).encode()
+    run.log_files(files)
+    for what, pair in final_pairs(finals).items() if finals else ():
+        run.log_metrics({f"tuned/{what}": pair.arm_mean, f"default/{what}": pair.baseline_mean})
+    run.log_json("answer.json", _figures(search, finals) | {"answer": told})
+    run.tag({"answer": " ".join(told)} | ({} if search.winner is None else {"best_trial": str(_number(search, search.winner))}))
+    run.describe(_description(search, told))
+    return "\n".join(told)
+
+
+def conditions(search: Search) -> list[str]:
+    """Return a line for each change of code, torch or kind of device between the trainings of a study."""
+    return [
+        line
+        for before, now in zip(search.study.history, search.study.history[1:], strict=False)
+        for line in changes(before, now, f"After {now['after']} trials it went on")
+    ]
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], told: str) -> list[str]:
+    """Return a line for each condition that is not as before; `told` is how it begins."""
+    names = [name for name in now if name != "after" and before.get(name) != now[name]]
+    if names and not before.keys() & now.keys() - {"after"}:
+        return [f"{told}; under what code, torch and kind of device the earlier trainings ran was not kept."]
+    return [
+        f"{told} under another {CONDITIONS.get(name, name)}: {before.get(name)} before, {now[name]} then; the two may not compare."
+        for name in names
+    ]
 
 
 def epochs_saved(search: Search) -> tuple[int, int]:
@@ -46,67 +68,43 @@ def epochs_saved(search: Search) -> tuple[int, int]:
     return sum(asked) - sum(ran), sum(asked)
 
 
-def _pairs(search: Search) -> dict[str, Paired]:
-    found = {what: search.pairs(what) for what in UNITS}
-    return {what: paired(*values) for what, values in found.items() if values[0]} if search.winner else {}
+def _number(search: Search, first: int) -> int:
+    """Return the number of a configuration's complete trial, or of its first where none is."""
+    return search.study.complete[first].number if first in search.study.complete else first
 
 
-def _answer(search: Search) -> list[str]:
-    """Return whether tuning helped, a sentence a figure; without final trainings, what validation says."""
-    study, sweep = search.study, search.study.sweep
-    if study.best is None:
-        return ["No trial has finished yet."]
-    if search.winner == 0:
-        best = f"Tuning found nothing better than the default: {_short(search, study.best.number)} was best on validation."
-        loss, accuracy = (search.pairs(what)[1] for what in UNITS)
-        if len(loss) < 2:
-            return [best]
-        spread = f"test loss {mean(loss):.4f} ± {stdev(loss):.4f}, accuracy {mean(accuracy):.4f} ± {stdev(accuracy):.4f}"
-        return [best, f"The default: {spread} (mean ± sd of {len(loss)} seeds)."]
-    pairs = _pairs(search)
-    if pairs:
-        missing = max(0, sweep.final - next(iter(pairs.values())).n)
-        by_what = {what: search.pairs(what) for what in UNITS}
-        table = {
-            arm: {
-                seed: Trained("done", {what: own[i][seed] for what, own in by_what.items()}) for seed in range(len(by_what["test/loss"][0]))
-            }
-            for i, arm in enumerate(("tuned", "default"))
-        }
-        verdict = judge(table["tuned"], table["default"], ("tuned", "default"), Rules())
-        lines = [verdict_sentence(verdict, contrasts(table, "default", LOSS)[0], study.dataset) + "."]
-        lines += [f"Test accuracy: {described(contrasts(table, 'default', ACCURACY)[0])}."]
-        return lines + ([f"{missing} of {sweep.final} pairs are missing: {_why_missing(search)}."] if missing else [])
-    why = f"the final trainings are missing: {_why_missing(search)}" if sweep.final else "final is 0, so no test split was read"
-    values = f"{_short(search, study.best.number)} against {_default_value(search)} of the default configuration, on validation"
-    return [f"Best: {values}, one seed each: not yet an answer ({why})."]
+def _params(search: Search, number: int) -> dict[str, Any]:
+    params: dict[str, Any] = search.study.trials[number].user_attrs["params"]
+    return params
 
 
-def _why_missing(search: Search) -> str:
-    failed = [final.failed for final in search.finals.values() if final.failed]
-    return failed[0] if failed else "they were not trained to the end; the same command goes on"
-
-
-def _short(search: Search, number: int) -> str:
-    trial = search.study.trials[number]
-    return f"{search.study.sweep.objective} {trial.value:.4f} (trial t{number:03d})"
-
-
-def _default_value(search: Search) -> str:
-    values = [trial.value for trial in search.study.trials if trial.value is not None and search.study.is_default(trial.number)]
-    return f"{values[0]:.4f}" if values else "none (it failed)"
-
-
-def _figures(search: Search) -> dict[str, Any]:
-    study = search.study
+def _figures(search: Search, finals: Table) -> dict[str, Any]:
+    study, winner = search.study, search.winner
     saved, asked = epochs_saved(search)
     figures: dict[str, Any] = {"study": study.name, "trials": search.counts(), "epochs_saved": saved, "epochs_without_pruning": asked}
     figures["spent_s"] = round(study.spent_s, 1)
-    if study.best is not None:
-        figures |= {"best": study.best.user_attrs["params"], "best_trial": study.best.number, study.sweep.objective: study.best.value}
-    for what, pair in _pairs(search).items():
+    if winner is not None:
+        value = study.complete[winner].value if winner in study.complete else None
+        figures |= {"best": _params(search, winner), "best_trial": _number(search, winner), study.sweep.objective: value}
+    if search.confirmed:
+        figures["confirmation"] = [
+            {
+                "trial": one.number,
+                "params": _params(search, one.number),
+                "promised": one.promised,
+                "kept": one.mean if one.done else None,
+                "sd": None if math.isnan(one.sd) else one.sd,
+                "n_lost": one.n_lost,
+                "values": {str(seed): value for seed, value in one.values.items()},
+            }
+            for one in search.confirmed
+        ]
+    figures["chosen_by"] = f"mean of {len(study.sweep.confirm_seeds)} fresh seeds" if search.confirmed else "one shared seed"
+    for what, pair in final_pairs(finals).items() if finals else ():
         numbers = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in vars(pair).items()}
-        figures[what] = numbers | dict(zip(("tuned", "default"), search.pairs(what), strict=True))
+        figures[what] = numbers | {arm: [finals[arm][seed].figures[what] for seed in shared_seeds(finals)] for arm in finals}
+    if finals:
+        figures["finals"] = {arm: {str(seed): one.state for seed, one in by_seed.items()} for arm, by_seed in finals.items()}
     return figures
 
 
@@ -115,20 +113,23 @@ def _description(search: Search, answer: list[str]) -> str:
     counts, (saved, asked) = search.counts(), epochs_saved(search)
     told = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
     searched = "; ".join(f"`{knob}` in {space_in_words(space)}" for knob, space in sweep.search.items())
-    parts = [f"**{' '.join(answer)}**", f"*{sweep.question}*" if sweep.question else ""]
-    if study.best is not None:
-        params = study.best.user_attrs["params"]
+    parts = [f"**{markdown(' '.join(answer))}**", f"*{markdown(sweep.question)}*" if sweep.question else ""]
+    if search.winner is not None:
+        params = _params(search, search.winner)
         flags = " ".join(f"--{knob} {_exact(value)}" for knob, value in (sweep.train | params).items())
         command = f"python -m stn_pipeline.train --dataset {_exact(study.dataset)} {flags}"
-        parts.append(f"Best knobs (`best.yaml`): `{command}`")
-        parts.append(_best_table(search))
+        parts.append(f"Best knobs (`best.yaml`): {code(command)}")
+    if study.complete:
+        parts += [_best_table(search), _confirmation_table(search)]
+    parts += [markdown(line) for line in conditions(search)]
     share = f"; pruning saved {saved} of {asked} epochs" if saved else ""
     parts.append(
         f"{len(study.trials)} trials ({told}){share}, {study.spent_s:.0f} s in all. Searched: {searched}; {sweep.sampler}, {sweep.pruner}."
     )
     parts.append(
         "Pictures under Artifacts: `history.png`, `importances.png`, `parallel_coordinates.png`, `slices.png`, `intermediate_values.png`, "
-        "`timeline.png`; every trial in `trials.csv`, the figures of the answer in `answer.json`."
+        f"`timeline.png`{', `confirmation.png`' * bool(search.confirmed)}; every trial in `trials.csv`"
+        f"{', every fresh seed in `confirmation.csv`' * bool(search.confirmed)}, the figures of the answer in `answer.json`."
     )
     return "\n\n".join(part for part in parts if part)
 
@@ -143,9 +144,8 @@ def _exact(value: Any) -> str:
 
 def _best_table(search: Search) -> str:
     study = search.study
-    sign = 1 if study.sweep.direction == "minimize" else -1
-    complete = [trial for trial in study.trials if trial.value is not None and trial.state.name == "COMPLETE"]
-    best = sorted(complete, key=lambda trial: sign * float(trial.value or 0.0))[:BEST_SHOWN]
+    complete = list(study.complete.values())
+    best = complete[:BEST_SHOWN]
     best += [trial for trial in complete if study.is_default(trial.number) and trial not in best]
     knobs = list(study.sweep.search)
     lines = [f"| trial | {study.sweep.objective} | {' | '.join(knobs)} | run |", "|" + "---|" * (len(knobs) + 3)]
@@ -155,6 +155,39 @@ def _best_table(search: Search) -> str:
         run_id = trial.user_attrs.get("run_id", "")
         lines.append(f"| {name} | {trial.value:.4f} | {values} | [{run_id}](#/experiments/{search.experiment}/runs/{run_id}) |")
     return "\n".join(lines)
+
+
+def _knobs(search: Search, number: int) -> str:
+    return " ".join(f"{knob}={_text(value)}" for knob, value in _params(search, number).items())
+
+
+def _confirmation_table(search: Search) -> str:
+    if not search.confirmed:
+        return ""
+    objective, seeds = search.study.sweep.objective, search.study.sweep.confirm_seeds
+    lines = [
+        f"Confirmation: {objective} on {len(seeds)} fresh seeds ({seeds[0]} to {seeds[-1]}), the best mean first; it chooses the winner.",
+        "",
+        f"| configuration | promised | kept, mean ± sd | lost | {' | '.join(search.study.sweep.search)} |",
+        "|" + "---|" * (4 + len(search.study.sweep.search)),
+    ]
+    for one in search.confirmed:
+        values = " | ".join(_text(_params(search, one.number)[knob]) for knob in search.study.sweep.search)
+        promised = "" if one.promised is None else f"{one.promised:.4f}"
+        lines.append(f"| {configuration(one.number)} | {promised} | {mean_and_sd(one)} | {one.n_lost} of {len(one.values)} | {values} |")
+    return "\n".join(lines)
+
+
+def _confirmation_csv(search: Search) -> str:
+    text, objective = io.StringIO(), search.study.sweep.objective
+    out, knobs = csv.writer(text), list(search.study.sweep.search)
+    out.writerow(["trial", "seed", objective, *knobs, "promised", "reason", "run_id"])
+    for one in search.confirmed:
+        for seed, value in one.values.items():
+            training = search.trainings.by_key.get(Key("confirm", one.number, seed))
+            why, run_id = ("", "") if training is None else (training.failed, training.run.id)
+            out.writerow([one.number, seed, value, *(_params(search, one.number)[knob] for knob in knobs), one.promised, why, run_id])
+    return text.getvalue()
 
 
 def _csv(search: Search) -> str:

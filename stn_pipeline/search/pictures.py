@@ -7,7 +7,7 @@ best finished trial, a diamond or a dashed line the default configuration (trial
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from stn_pipeline.config import TrainConfig, unit_of
 from stn_pipeline.figures import BLUE, GREY, INK, ORANGE, VERMILION, sheet, to_png
+from stn_pipeline.search.confirm import Confirmed
 
 KINDS: dict[str, dict[str, Any]] = {  # of trials, from the back to the front
     "running": {"color": GREY, "marker": ">", "markersize": 4.5},
@@ -31,6 +32,7 @@ ORDER = list(KINDS)
 BEST: dict[str, Any] = {"color": BLUE, "marker": "o", "mfc": "none", "mew": 1.6, "markersize": 11, "label": "best"}
 DEFAULT: dict[str, Any] = {"color": INK, "marker": "D", "mfc": "none", "mew": 1.2, "markersize": 8, "label": "default"}
 DASHED: dict[str, Any] = {"color": INK, "linewidth": 1.4, "linestyle": (0, (4, 3)), "zorder": 6, "label": "default"}
+PROMISED: dict[str, Any] = {"color": ORANGE, "marker": "D", "mfc": "none", "mew": 1.4, "linestyle": "none", "label": "promised"}
 FEWEST = 8  # trials from which importances are told: a quarter of them is two
 
 
@@ -63,6 +65,41 @@ def pictures(study: optuna.Study, objective: str, title: str) -> dict[str, bytes
                     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
                 drawn[name] = to_png(figure)
     return drawn
+
+
+def confirmation_picture(confirmed: Mapping[str, Confirmed], objective: str, title: str) -> bytes:
+    """Return the confirmation as PNG: for each configuration its trial's promise, its fresh seeds and their mean, the best on top."""
+    told = [value for one in confirmed.values() for value in (*one.done, *([] if one.promised is None else [one.promised]))]
+    with sheet(8.4, 1.6 + 0.42 * len(confirmed), title) as figure:
+        axes = figure.subplots()
+        for row, one in enumerate(confirmed.values()):
+            seeds: dict[str, Any] = {
+                "color": BLUE,
+                "marker": "o",
+                "markersize": 4.5,
+                "alpha": 0.6,
+                "linestyle": "none",
+                "label": "a fresh seed",
+            }
+            axes.plot(one.done, [row] * len(one.done), **seeds)
+            if one.done:
+                axes.plot([one.mean], [row], color=INK, marker="|", markersize=15, mew=2, linestyle="none", label="their mean")
+            if one.promised is not None:
+                axes.plot([one.promised], [row], **PROMISED)
+            if one.n_lost:
+                axes.annotate(f"{one.n_lost} lost", (1, row), xycoords=("axes fraction", "data"), ha="right", va="center", color=VERMILION)
+        if objective.endswith("loss") and told and min(told) > 0:
+            marks = _round_log(min(told), max(told))
+            axes.set_xscale("log")
+            axes.set_xticks(marks, [_text(mark) for mark in marks])
+            axes.minorticks_off()
+        axes.set_yticks(range(len(confirmed)), list(confirmed))
+        axes.set(xlabel=objective + " (nats per image)" * objective.endswith("loss"), ylim=(len(confirmed) - 0.5, -0.5))
+        axes.set_title("by the mean over fresh seeds, which chooses the winner: the best on top")
+        axes.grid(axis="x")
+        named = {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
+        return to_png(figure)
 
 
 def whole(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

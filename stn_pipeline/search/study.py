@@ -30,7 +30,9 @@ FINITE_REDRAWS = 3  # a draw of gp takes half a second
 MAX_LEFT = 1000
 MEANING = "meaning"  # of a study, as user attribute: what must not change while it goes on
 SPENT = "spent_s"
+UNDER = "under"  # under what the study was trained, in turn: training code, torch, kind of device; and after how many trials
 TOKEN = "token"
+LOCKED_S = 120  # how long another program may have the study's file locked: a backup, a browser of databases
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,20 @@ class Asked:
 class Study:
     """A study of one data set.
 
+    under: what this driver trains under and a value depends on, by name, as in {"torch": "2.9.1"}.
     Raises: ConfigError where the study on disk asks another question than `meaning`.
     """
 
-    def __init__(self, url: str, name: str, sweep: SweepConfig, dataset: str, meaning: dict[str, str]):
-        self.name, self.sweep, self.dataset = name, sweep, dataset
+    def __init__(self, url: str, name: str, sweep: SweepConfig, dataset: str, meaning: dict[str, str], under: dict[str, str] | None = None):
+        self.name, self.sweep, self.dataset, self.under = name, sweep, dataset, under or {}
         self.space = {knob: distribution(knob, space) for knob, space in sweep.search.items()}
         self.optuna = optuna.create_study(
-            storage=url, study_name=name, direction=sweep.direction, load_if_exists=True, pruner=_pruner(sweep), sampler=RandomSampler()
+            storage=f"{url}?timeout={LOCKED_S}",
+            study_name=name,
+            direction=sweep.direction,
+            load_if_exists=True,
+            pruner=_pruner(sweep),
+            sampler=RandomSampler(),
         )
         self._trials: dict[int, Trial] = {}
         self._started: float | None = None  # by the first ask, since the start of the workers is no search
@@ -90,9 +98,35 @@ class Study:
         """Seconds spent on the study by this driver and those before it, whole or killed."""
         return self._spent_before + (0.0 if self._started is None else time.monotonic() - self._started)
 
+    def keep_spent(self) -> None:
+        """Keep the seconds spent so far, for the drivers after this one."""
+        self.optuna.set_user_attr(SPENT, self.spent_s)
+
     @property
     def _is_out_of_time(self) -> bool:
-        return 0 < self.sweep.time_limit_s < self.spent_s
+        limit_s = self.sweep.time_limit_s
+        return limit_s > 0 and self.spent_s + self._confirmation_s() > limit_s
+
+    def _confirmation_s(self) -> float:
+        """Return the seconds that the confirmation will take if it starts now: whole trainings at the pace of the trials so far."""
+        complete, confirm = self.complete.values(), self.sweep.confirm
+        ran = [max(trial.intermediate_values, default=0) for trial in self.trials]
+        if confirm is None or not complete or not sum(ran):
+            return 0.0
+        epochs = sum(max(trial.intermediate_values, default=0) for trial in complete) / len(complete)
+        return confirm.seeds * min(confirm.top + 1, len(complete)) * epochs * self.spent_s / sum(ran)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Under what the study was trained, in turn, each with `after`, the number of trials before it; unknown where nothing was kept."""
+        known: list[dict[str, Any]] = self.optuna.user_attrs.get(UNDER, [])
+        return known or ([{"after": 0}] if any(trial.state.is_finished() for trial in self.trials) else [])
+
+    def keep_under(self) -> None:
+        """Keep under what this driver trains, where that is not as before."""
+        history = self.history
+        if not history or {**self.under, "after": history[-1]["after"]} != history[-1]:
+            self.optuna.set_user_attr(UNDER, [*history, {**self.under, "after": sum(trial.state.is_finished() for trial in self.trials)}])
 
     def holds(self, knob: str, value: Any) -> bool:
         """Say whether a value lies in what is searched of a knob."""
@@ -114,11 +148,35 @@ class Study:
         return waiting + retries + (0 if self._is_out_of_time else new)
 
     @property
+    def complete(self) -> dict[int, FrozenTrial]:
+        """The complete trials, the best first, each under the number by which its configuration was first tried."""
+        trials, sign = self.trials, 1 if self.sweep.direction == "minimize" else -1
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        complete.sort(key=lambda trial: (sign * float(trial.value or 0.0), trial.number))
+        return {_chain(trials, trial.number)[-1]: trial for trial in complete}
+
+    @property
     def best(self) -> FrozenTrial | None:
         """The best complete trial, or None where none is."""
-        complete = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
-        sign = 1 if self.sweep.direction == "minimize" else -1
-        return min(complete, key=lambda trial: (sign * float(trial.value or 0.0), trial.number), default=None)
+        return next(iter(self.complete.values()), None)
+
+    @property
+    def candidates(self) -> list[int]:
+        """The configurations to confirm, by the number of their first trial: the best few distinct ones, and the default, which is 0.
+
+        Two that differ only in knobs that their network does not have are one.
+        """
+        confirm, complete = self.sweep.confirm, self.complete
+        if confirm is None or not complete:
+            return []
+        found = {str(self.config(self.trials[0].user_attrs["params"]).learning_knobs()): 0}
+        best: list[int] = []
+        for number, trial in complete.items():
+            number = found.setdefault(str(self.config(trial.user_attrs["params"]).learning_knobs()), number)
+            best += [number] * (number not in best)
+            if len(best) == confirm.top:
+                break
+        return [*best, *([] if 0 in best else [0])]
 
     def config(self, params: dict[str, Any], seed: int | None = None) -> TrainConfig:
         """Return the knobs of a training."""
@@ -168,10 +226,7 @@ class Study:
 
     def chain(self, number: int) -> list[int]:
         """Return a trial and those that it tries again, the first one last."""
-        numbers = [number]
-        while (earlier := self.trials[numbers[-1]].user_attrs.get("retry_of")) is not None:
-            numbers.append(earlier)
-        return numbers
+        return _chain(self.trials, number)
 
     def is_default(self, number: int) -> bool:
         """Say whether a trial is the default configuration."""
@@ -230,7 +285,7 @@ class Study:
         trial = self._trials[number]
         trial.report(best_so_far, epoch)
         if self.sweep.time_limit_s:
-            self.optuna.set_user_attr(SPENT, self.spent_s)
+            self.keep_spent()
         return not trial.should_prune()
 
     def end(self, number: int, state: str, value: float | None = None, **attributes: Any) -> None:
@@ -238,7 +293,14 @@ class Study:
         for name, content in attributes.items():
             self.optuna._storage.set_trial_user_attr(self.trials[number]._trial_id, name, content)
         self.optuna.tell(number, value if state == "COMPLETE" else None, state=TrialState[state])
-        self.optuna.set_user_attr(SPENT, self.spent_s)
+        self.keep_spent()
+
+
+def _chain(trials: list[FrozenTrial], number: int) -> list[int]:
+    numbers = [number]
+    while (earlier := trials[numbers[-1]].user_attrs.get("retry_of")) is not None:
+        numbers.append(earlier)
+    return numbers
 
 
 def _placeholder() -> FrozenTrial:

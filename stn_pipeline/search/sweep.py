@@ -3,21 +3,30 @@
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
 
 from stn_pipeline import tracking
 from stn_pipeline.config import MACHINE, TrainConfig
 from stn_pipeline.data import Splits, load
-from stn_pipeline.errors import ConfigError, RunError
+from stn_pipeline.errors import ConfigError, RunError, StnError
 from stn_pipeline.jobs import Job, Outcome, Place, drive, only_driver, place
-from stn_pipeline.search.page import publish
+from stn_pipeline.search.answer import every_trial_failed
+from stn_pipeline.search.page import changes, publish
 from stn_pipeline.search.source import Search
 from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig, in_words
+from stn_pipeline.texts import markdown
 from stn_pipeline.tracking import Run
 from stn_pipeline.training import Record
-from stn_pipeline.training.engine import rehearse
+from stn_pipeline.training.engine import dry_run
+from stn_pipeline.training.fingerprint import conditions
 
 TOKEN = "study.token"  # tag by which a study finds its own run
+
+
+class NoTrialError(StnError, RuntimeError):
+    """Every trial of a study failed: there is nothing to answer with."""
 
 
 class SideBySide:
@@ -46,38 +55,62 @@ class SideBySide:
         self.owner[job.key].ended(job, outcome)
 
 
-def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Sequence[Search]], Callable[[], object]]) -> None:
-    """Run a sweep to its end, or go on with it.
+class Wanted(NamedTuple):
+    """A study that is asked for: the keys of its sweep, its data set, and its name; by default the sweep's, with the data set's."""
 
+    sweep: SweepConfig
+    dataset: str
+    name: str = ""
+
+
+def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Sequence[Search]], Callable[[], object]]) -> None:
+    """Run a sweep to its end, or go on with it: a study a data set. As run_studies."""
+    run_studies(sweep.name, [Wanted(sweep, dataset) for dataset in sweep.datasets], say, watch)
+
+
+def run_studies(
+    name: str,
+    wanted: Sequence[Wanted],
+    say: Callable[[str], object],
+    watch: Callable[[Sequence[Search]], Callable[[], object]],
+    *,
+    adopts: bool = True,
+) -> list[Search]:
+    """Run studies side by side to their end, or go on with them; return them.
+
+    name: of the file in studies/ that holds them.   adopts: whether the run that `mlflow run` made is theirs.
     `say` is told lines for the console; `watch` is given the studies and returns what is called twice a second.
     Raises: UserError before anything is started; JobError where a training breaks in our own code; AwayError where the
-        tracking server stays away.
+        tracking server stays away; NoTrialError at the end where every trial of a study failed.
     """
-    with only_driver("sweep", sweep.name) as path, ExitStack() as stack:
+    failed: dict[str, str] = {}  # why there is no answer, by the id of a study's run
+    with only_driver("sweep", name) as path, ExitStack() as stack:
         url = f"sqlite:///{path}.db"
-        somewhere = stack.enter_context(place(sweep, say))
-        checked = [_check(sweep, dataset, somewhere, say) for dataset in sweep.datasets]
-        names = [_study_name(sweep, splits) for _, splits in checked]
+        somewhere = stack.enter_context(place(wanted[0].sweep, say))
+        loaded: dict[str, Splits] = {}
+        checked = [_check(one, somewhere, loaded, say) for one in wanted]
+        names = [one.name or _study_name(one.sweep, splits) for one, (_, splits, _) in zip(wanted, checked, strict=True)]
         if len(set(names)) < len(names):
             raise ConfigError(f"datasets: two of them are called {max(names, key=names.count)}: rename a folder")
         studies = [
-            Study(url, name, sweep, splits.dataset, _meaning(sweep, config, splits))
-            for name, (config, splits) in zip(names, checked, strict=True)
+            Study(url, own, one.sweep, splits.dataset, _meaning(one.sweep, config, splits), under)
+            for own, one, (config, splits, under) in zip(names, wanted, checked, strict=True)
         ]
         searches = []
         with tracking.reachable():
             experiment = tracking.experiment_id()
-            umbrella = tracking.adopt_run(f"sweep {sweep.name}", sweep, {}) if len(studies) > 1 else None
-            for study, (_, splits) in zip(studies, checked, strict=True):
-                parent, experiment = _parent(study, experiment, umbrella, splits)
-                stack.enter_context(tracking.closing(parent, parent.close))
+            umbrella = tracking.adopt_run(f"sweep {name}", wanted[0].sweep, {}) if adopts and len(studies) > 1 else None
+            for study, (_, splits, _) in zip(studies, checked, strict=True):
+                parent, experiment = _parent(study, experiment, umbrella, splits, adopts=adopts and umbrella is None)
+                stack.enter_context(tracking.closing(parent, partial(_close, parent, failed)))
                 searches.append(Search(study, parent, experiment, splits.name, say))
         for search in searches:
             search.recover()
-            say(_opening(search, url))
+            for line in _opening(search, url):
+                say(line)
         n_left = sum(search.n_left for search in searches)
         if n_left:
-            pool = somewhere.pool(n_left if sweep.trials else None)
+            pool = somewhere.pool(n_left if all(one.sweep.trials for one in wanted) else None)
             say(str(pool))
             try:
                 with tracking.watched(tracking.store(), say):
@@ -93,19 +126,39 @@ def run(sweep: SweepConfig, say: Callable[[str], object], watch: Callable[[Seque
         answers = []
         for search in searches:
             answers.append(publish(search))
-            say(f"{search.study.name}: {answers[-1]}")
+            if search.study.best is None:
+                failed[search.parent.id] = f"{search.study.name}: {every_trial_failed(search)}"
+                search.parent.tag({"error": answers[-1]})
+                continue
+            for line in answers[-1].split("\n"):
+                say(f"{search.study.name}: {line}")
             _register(search, say, alone=len(searches) == 1)
         if umbrella is not None:
-            umbrella.describe("\n\n".join(f"**{s.study.name}** (run `{s.parent.id}`): {a}" for s, a in zip(searches, answers, strict=True)))
+            umbrella.describe(
+                "\n\n".join(
+                    f"**{markdown(s.study.name)}** (run `{s.parent.id}`): {markdown(' '.join(a.splitlines()))}"
+                    for s, a in zip(searches, answers, strict=True)
+                )
+            )
+    if failed:
+        raise NoTrialError("; ".join(failed.values()))
+    return searches
 
 
-def _check(sweep: SweepConfig, dataset: str, somewhere: Place, say: Callable[[str], object]) -> tuple[TrainConfig, Splits]:
-    """Return the default configuration and the data, both fit to be trained."""
-    config = sweep.config(dataset)
+def _close(parent: Run, failed: dict[str, str], status: str) -> None:
+    parent.close("FAILED" if parent.id in failed else status)
+
+
+def _check(
+    wanted: Wanted, somewhere: Place, loaded: dict[str, Splits], say: Callable[[str], object]
+) -> tuple[TrainConfig, Splits, dict[str, str]]:
+    """Return the default configuration and the data, both fit to be trained, and the conditions that they are trained under."""
+    config = wanted.sweep.config(wanted.dataset)
     device = somewhere.resolve(config.device, config.precision)
-    splits = load(config, announce=say)
-    rehearse(config, splits, device, say)
-    return config.model_copy(update={"dataset": splits.dataset}), splits
+    splits = loaded.get(config.data) or load(config, announce=say)
+    loaded[config.data] = splits
+    engine = dry_run(config, splits, device, say)
+    return config.model_copy(update={"dataset": splits.dataset}), splits, conditions(engine, device)
 
 
 def _study_name(sweep: SweepConfig, splits: Splits) -> str:
@@ -121,7 +174,7 @@ def _meaning(sweep: SweepConfig, config: TrainConfig, splits: Splits) -> dict[st
     return {f"train.{knob}": str(value) for knob, value in fixed.items()} | searched | own | data
 
 
-def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits) -> tuple[Run, str]:
+def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits, *, adopts: bool) -> tuple[Run, str]:
     """Return the study's own run, and its experiment: the one it had, the one that `mlflow run` made, or a new one."""
     name = f"sweep {study.name}"
     known = tracking.search_runs({TOKEN: study.token}) if study.token else []
@@ -133,30 +186,35 @@ def _parent(study: Study, experiment: str, umbrella: Run | None, splits: Splits)
     if known:
         run = Run(known[0].info.run_id)
         run.reopen()
-        if umbrella is None and (made := tracking.adopt_run(f"{name} again", study.sweep, {})) is not None:
+        if adopts and (made := tracking.adopt_run(f"{name} again", study.sweep, {})) is not None:
             made.describe(f"The sweep goes on in its own run, `{run.id}`.")
         return run, str(known[0].info.experiment_id)
     study.token = study.token or uuid.uuid4().hex  # before the run, so that a kill between leaves no run that nobody finds
     tags = {"stage": "sweep", "study": study.name, TOKEN: study.token, "dataset_used": splits.dataset}
-    adopted = tracking.adopt_run(name, study.sweep, tags) if umbrella is None else None
+    adopted = tracking.adopt_run(name, study.sweep, tags) if adopts else None
     run = adopted or tracking.create_run(name, experiment, study.sweep, tags, umbrella.id if umbrella else "")
     run.tag(tracking.environment())
     run.log_data(splits)
     return run, experiment
 
 
-def _opening(search: Search, url: str) -> str:
+def _opening(search: Search, url: str) -> list[str]:
     study, counts = search.study, search.counts()
     searched = "; ".join(f"{knob} in {in_words(space)}" for knob, space in study.sweep.search.items())
     limits = [f"{study.sweep.trials} trials"] * bool(study.sweep.trials) + [f"{study.sweep.time_limit_s:g} s"] * bool(
         study.sweep.time_limit_s
     )
     lines = [f"study {study.name}: {' or '.join(limits)} of {searched}; run {search.parent.id}, trials in {url}"]
+    if (confirm := study.sweep.confirm) is not None:
+        lines.append(f"then the best {confirm.top} and the default again with {confirm.seeds} fresh seeds, whose mean chooses the winner")
     if any(counts.values()):
-        lines.append("going on: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n))
+        told = [*(f"{n} {kind}" for kind, n in counts.items() if n), *search.confirmation_so_far()]
+        lines.append("going on: " + ", ".join(told))
+        lines += changes(study.history[-1], study.under, "going on") if search.n_left else []
     outside = {knob: value for knob, value in study.sweep.default.items() if not study.holds(knob, value)}
-    lines += [f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()]
-    return "\n".join(lines)
+    return lines + [
+        f"{knob}={value}, the default, lies outside what is searched; trial 0 has it all the same" for knob, value in outside.items()
+    ]
 
 
 def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> None:
@@ -165,6 +223,9 @@ def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> N
     if not sweep.register_as:
         return
     done = [final for (number, _), final in search.finals.items() if number == search.winner and final.figures]
+    if search.winner is None:
+        say(f"{search.study.name}: nothing is registered: the confirmation is not done, so there is no winner")
+        return
     if not done:
         say(f"{search.study.name}: nothing is registered: no final training of the winner was done")
         return
@@ -174,4 +235,5 @@ def _register(search: Search, say: Callable[[str], object], *, alone: bool) -> N
     name = sweep.register_as if alone else f"{sweep.register_as}-{search.label}"
     version = champion.run.register(name)
     search.parent.tag({"registered": f"{name} version {version}", "registered.run": champion.run.id})
-    say(f"{search.study.name}: run {champion.run.id} is models:/{name}@{tracking.CHAMPION}, version {version}")
+    what = ", with the default configuration," if search.winner == 0 else ""
+    say(f"{search.study.name}: run {champion.run.id}{what} is models:/{name}@{tracking.CHAMPION}, version {version}")

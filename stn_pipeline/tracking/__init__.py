@@ -1,23 +1,27 @@
 """MLflow, and nothing else imports it: where the runs are kept, a server that is away, runs written to and found again."""
 
-from stn_pipeline.tracking.away import in_a_hurry, is_away, watched
+from stn_pipeline.tracking.away import in_a_hurry, is_away, is_unable, tell, watched
 from stn_pipeline.tracking.found import (
     RunRecord,
-    check_resumable,
     data_digests,
     filter_runs,
     find_run,
+    is_complete,
     load_checkpoint,
     metric_by_epoch,
     metric_history,
+    only_trainer,
     read_file,
+    resuming,
     search_runs,
+    unless_gone,
+    why_gone,
 )
-from stn_pipeline.tracking.runs import (
-    CHAMPION,
+from stn_pipeline.tracking.opening import (
     CHILD_OF,
-    Run,
     adopt_run,
+    close_dead,
+    close_opened,
     close_orphans,
     closing,
     create_run,
@@ -25,6 +29,7 @@ from stn_pipeline.tracking.runs import (
     environment,
     open_run,
 )
+from stn_pipeline.tracking.runs import CHAMPION, Run
 from stn_pipeline.tracking.where import experiment_id, is_on_disk, knock, reachable, settings, settle, store
 
 __all__ = [
@@ -33,7 +38,8 @@ __all__ = [
     "Run",
     "RunRecord",
     "adopt_run",
-    "check_resumable",
+    "close_dead",
+    "close_opened",
     "close_orphans",
     "closing",
     "create_run",
@@ -45,17 +51,24 @@ __all__ = [
     "find_run",
     "in_a_hurry",
     "is_away",
+    "is_complete",
     "is_on_disk",
+    "is_unable",
     "knock",
     "load_checkpoint",
     "metric_by_epoch",
     "metric_history",
+    "only_trainer",
     "open_run",
     "reachable",
     "read_file",
+    "resuming",
     "search_runs",
     "settings",
     "settle",
     "store",
+    "tell",
+    "unless_gone",
     "watched",
+    "why_gone",
 ]

@@ -1,8 +1,11 @@
 """Where a network is trained, and the arithmetic it runs in."""
 
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -30,10 +33,24 @@ def n_gpus() -> int:
 
 
 def describe(device: torch.device) -> str:
-    """Return the device's own name, as in `NVIDIA H100 80GB HBM3` or `cpu x86_64, 2 threads`."""
+    """Return the device's own name, as in `NVIDIA H100 80GB HBM3` or `AMD EPYC 7B13, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Return what two runs of one fingerprint may still differ in: the device's name, processor, threads, and GPU where it is one."""
+    gpu = {"gpu": describe(device)} if device.type == "cuda" else {}
+    return {"device": describe(device), "processor": processor(), "threads": str(torch.get_num_threads())} | gpu
+
+
+@cache
+def processor() -> str:
+    """Return the processor's model, or what is known of it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
+    return " ".join(names[0].split()) if names else platform.processor() or platform.machine()
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

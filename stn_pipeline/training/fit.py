@@ -15,11 +15,11 @@ from torch import Tensor
 
 from stn_pipeline.config import TrainConfig
 from stn_pipeline.data import Split
-from stn_pipeline.errors import DivergedError
+from stn_pipeline.errors import DivergedError, RunError
 from stn_pipeline.model import Network
 from stn_pipeline.training.captured import CapturedSteps
 from stn_pipeline.training.device import arithmetic
-from stn_pipeline.training.engine import engage
+from stn_pipeline.training.engine import Engine, choose_engine
 from stn_pipeline.training.scores import score
 from stn_pipeline.training.step import Steps, make_optimizer
 from stn_pipeline.transforms import warp_shape
@@ -89,6 +89,7 @@ def fit(
     config: TrainConfig,
     state: State | None = None,
     tick: Callable[[int], object] = lambda n_images: None,
+    engine: Engine | None = None,
 ) -> Iterator[Epoch]:
     """Train the network, yielding after each epoch; selection is by validation loss, and no test split comes here.
 
@@ -96,20 +97,22 @@ def fit(
     on from its last state is, on the CPU and with as many threads, the unbroken run bit for bit.
 
     The network lies on the device of the splits, its `mean` and `std` set. `state` is where to go on from; `tick` is
-    told the number of images after each step, or several.
+    told the number of images after each step, or several. `engine` is what choose_engine has made of this network; it is
+    asked here where nobody has.
 
     Raises: DivergedError, at the end of the epoch, with epoch, step and learning rate, when a loss is not finite.
+        RunError where `state` is not one of such a network and optimiser.
     """
     device = train.images.device
-    engine = engage(network, config, len(train))
+    engine = engine or choose_engine(network, config, len(train))
     if engine == "plain" and device.type == "cpu":  # convolutions with few channels: 1.9x the speed
         network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, config)
     if state is None:
         state = State(network.state_dict(), optimizer.state_dict())
     else:
-        network.load_state_dict(state.network)
-        optimizer.load_state_dict(state.optimizer)
+        load_weights(network, state.network)
+        _load_optimizer(optimizer, state.optimizer)
     steps = (CapturedSteps if engine == "captured" else Steps)(network, optimizer, train, config)
     n_steps = steps.n_steps
 
@@ -146,6 +149,33 @@ def fit(
             state.best_epoch, state.best = number, copy.deepcopy(network.state_dict())
         state.network, state.optimizer = network.state_dict(), optimizer.state_dict()
         yield Epoch(record, state)
+
+
+def load_weights(network: Network, weights: dict[str, Tensor]) -> None:
+    """Give a network the weights of a checkpoint.
+
+    Raises: RunError where names or shapes differ.
+    """
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise _misfit("weights", "network", error) from error
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
+    try:
+        optimizer.load_state_dict(kept)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _misfit("values", "optimiser", error) from error
+    for parameter, values in optimizer.state.items():  # of their shapes torch knows nothing before the first step
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise _misfit("values", "optimiser", f"{name} has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+
+
+def _misfit(what: str, of: str, why: object) -> RunError:
+    told = str(why).strip().splitlines() or [type(why).__name__]  # torch's first line of several is a heading
+    return RunError(f"checkpoint: its {what} do not fit this {of} ({told[:2][-1].strip()[:200]}): other code wrote it; train anew")
 
 
 @torch.inference_mode()

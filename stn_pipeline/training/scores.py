@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stn_pipeline.data import Split
+from stn_pipeline.errors import DataError
 from stn_pipeline.model import Network
 from stn_pipeline.training.device import arithmetic
 
@@ -65,7 +66,12 @@ class Scores:
 @torch.inference_mode()
 @arithmetic("fp32")
 def score(network: Network, split: Split) -> Scores:
-    """Score a network on a split, in evaluation mode and fp32; the network is left in the mode it was in."""
+    """Score a network on a split, in evaluation mode and fp32; the network is left in the mode it was in.
+
+    Raises: DataError for a split without images, of which there is nothing to tell.
+    """
+    if not len(split):
+        raise DataError("the split has no images: give at least one to be scored")
     was_training = network.training
     network.eval()
     losses, predicted, confidence = [], [], []

@@ -16,7 +16,7 @@ def apply_rows(matrix: Tensor, points: Tensor) -> Tensor:
     if points.ndim == 3:
         return homogeneous @ matrix.transpose(1, 2)
     mapped = matrix.reshape(-1, 3) @ homogeneous.T  # (RB, 3) @ (3, N) -> (RB, N)
-    return mapped.view(matrix.shape[0], -1, len(points)).transpose(1, 2)
+    return mapped.view(*matrix.shape[:2], len(points)).transpose(1, 2)
 
 
 def warp(theta: Tensor, points: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def cpab(cells: int = 3, boundary: Boundary = "free") -> Transform:
 
     return Transform(
         name="cpab", identity=(0,) * len(hats), warp=warp, source="Freifeld et al. 2017, sec. 4", inverse=torch.neg,
-        program=flow_program(cells, steps), compiled=compiled,
+        program=flow_program(cells, steps), compiled=compiled, made_by=(cpab, (cells, boundary)),
     )  # fmt: skip
 
 

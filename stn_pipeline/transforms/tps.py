@@ -47,7 +47,7 @@ def warp(theta: Tensor, points: Tensor) -> Tensor:
     if points.ndim == 3:
         return points + basis @ moved
     displacement = basis @ moved.transpose(0, 1).reshape(len(rest), -1)  # (N, 16) @ (16, 2B)
-    return points + displacement.view(len(points), -1, 2).transpose(0, 1)  # (B, N, 2)
+    return points + displacement.view(len(points), theta.shape[0], 2).transpose(0, 1)  # (B, N, 2)
 
 
 TPS = Transform(name="tps", identity=tuple(CONTROL_POINTS.flatten().tolist()), warp=warp, source="Bookstein 1989")
