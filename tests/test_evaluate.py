@@ -97,6 +97,7 @@ def test_a_folder_of_two_classes_and_nothing_but_test_is_scored_and_what_was_tra
     n_left = int(warning.partition(" of 52 test images are left out")[0].rpartition(" ")[2])
     assert 25 < n_left < 40 and n_left < len(members["train"]) + len(members["val"])
     inputs = [item.dataset.name for item in scored.inputs.dataset_inputs]
+    assert "Hardest classes by F1: bee 1.000, cow 1.000." in scored.data.tags["mlflow.note.content"]  # of ant there is no image
     assert len(inputs) == 1 and f"-test-{52 - n_left}" in inputs[0]
 
 

@@ -11,11 +11,12 @@ import torch
 from stn_pipeline.config import FOLDER
 from stn_pipeline.data.cache import Arrays, Cache
 from stn_pipeline.data.decoding import BrokenError, Reading, decode
-from stn_pipeline.data.listing import Listing, list_folder, shown
+from stn_pipeline.data.listing import Listing, list_folder
 from stn_pipeline.data.sources import CPU, Announce, check_memory, free_bytes
 from stn_pipeline.data.splits import RawData, Split
 from stn_pipeline.data.splitting import check_counts
 from stn_pipeline.errors import DataError
+from stn_pipeline.texts import printable
 
 SMALLER = "give image_size=N or use fewer images"
 
@@ -39,7 +40,7 @@ def read(path: str, image_size: int, announce: Announce, *, to_score: str = "", 
         labels = torch.tensor([file.label for file in listing.parts["train"]])
         check_counts(name, listing.classes, labels, has_test="test" in listing.parts)
     if listing.ignored:
-        first, more = ", ".join(map(shown, listing.ignored[:3])), ", ..." if len(listing.ignored) > 3 else ""
+        first, more = ", ".join(map(printable, listing.ignored[:3])), ", ..." if len(listing.ignored) > 3 else ""
         announce(f"{name}: ignored {len(listing.ignored)} that are no images or not in a class: {first}{more}")
     arrays = _arrays(listing, image_size, reading, announce)
     for note in arrays["notes"].tolist():
@@ -64,14 +65,14 @@ def _arrays(listing: Listing, image_size: int, reading: Reading | None, announce
     kept = cache.load(afford)
     if kept is not None:
         return kept
-    where = f"kept in {shown(cache.folder)} for the next time" if cache.folder else "not kept: there is no cache folder of your own"
+    where = f"kept in {printable(cache.folder)} for the next time" if cache.folder else "not kept: there is no cache folder of your own"
     announce(f"{listing.name}: decoding {len(listing.files)} images, {where}")
     try:
         found = decode([listing.root / file.path for file in listing.files], image_size, reading, afford)
     except BrokenError as error:
         more = f" and {error.n_more} more" if error.n_more else ""
-        path = shown(listing.files[error.at].path)
-        raise DataError(f"{listing.name}: cannot decode {path}{more} ({shown(error)}): replace or remove it") from error.cause
+        path = printable(listing.files[error.at].path)
+        raise DataError(f"{listing.name}: cannot decode {path}{more} ({printable(error)}): replace or remove it") from error.cause
     arrays: Arrays = {"images": found.images, "ids": found.ids, "bits": np.array(found.bits), "notes": np.array(found.notes, dtype=np.str_)}
     cache.save(found.contents, arrays)
     return arrays

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stn_pipeline.data.decoding import extensions
 from stn_pipeline.errors import DataError, did_you_mean
+from stn_pipeline.texts import printable
 
 PARTS = ("train", "test")
 LAYOUT = "train/CLASS/* with or without test/CLASS/*, or CLASS/*"
@@ -51,12 +52,6 @@ class Listing:
         return [file for part in self.parts.values() for file in part]
 
 
-def shown(path: object) -> str:
-    """Return a path as a message may hold it: what is not printable is escaped."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def list_folder(name: str, root: Path, to_score: str = "") -> Listing:
     """Return what lies in a folder.
 
@@ -77,7 +72,7 @@ def list_folder(name: str, root: Path, to_score: str = "") -> Listing:
     try:
         _fill(listing, to_score)
     except OSError as error:
-        raise DataError(f"{name}: cannot be read ({shown(error)}): allow it or give another folder") from error
+        raise DataError(f"{name}: cannot be read ({printable(error)}): allow it or give another folder") from error
     return listing
 
 

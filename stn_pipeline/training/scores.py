@@ -148,7 +148,7 @@ def report(scores: Scores, classes: tuple[str, ...]) -> dict[str, object]:
     """Return everything there is to say of the scores, ready for JSON.
 
     accuracy_95 is accuracy_interval's; n counts images, n_images source images. Precision, recall and F1 are 0 where a class was
-    never predicted or never seen.
+    never predicted or never seen; macro_f1 is the mean over the classes that have images.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -166,6 +166,6 @@ def report(scores: Scores, classes: tuple[str, ...]) -> dict[str, object]:
         "accuracy": scores.accuracy,
         "accuracy_95": list(accuracy_interval(scores)),
         "calibration_error": calibration(scores).error,
-        "macro_f1": float(np.mean(f1)),
+        "macro_f1": float(np.mean(f1[support > 0])),
         "per_class": per_class,
     }
