@@ -243,6 +243,15 @@ def test_another_measure_has_its_own_words():
     assert described(contrast) == "tps +2.04 points (95 % CI +1.83 to +2.26)", "of the seeds that were not lost"
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_small_difference_that_is_decided_has_its_verb_too(size, sign):
+    sentence = say(arm(BASE + size * (sign + 20 * NOISE)))
+    verb, kind = ("raises", "worse") if sign > 0 else ("lowers", "better")
+    assert sentence.startswith(f"tps {verb} test loss on {WHERE} by ") and sentence.endswith(f": {kind} than base")
+    assert all(number(text) > 0 for text in re.search(rf"by ({NUMBER}) % \(95 % CI ({NUMBER}) to ({NUMBER})", sentence).groups())
+
+
 # Laws
 
 losses = st.integers(1, 400).map(lambda i: done(i / 1000))

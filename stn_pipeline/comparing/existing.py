@@ -85,16 +85,21 @@ def compare_existing(asked: ExistingConfig, say: Callable[[str], object], comman
 
 
 def _check_filter(asked: ExistingConfig) -> None:
-    if re.search(r"\bmetrics?\s*\.", asked.runs):
+    if re.search(r"\bmetrics?\s*\.", _without_values(asked.runs)):
         raise ConfigError(
             f"runs={asked.runs}: filters on metrics, which chooses runs by their outcome, so any difference could be had: "
             "filter by params, tags and attributes"
         )
 
 
+def _without_values(words: str) -> str:
+    """Return a filter without what it quotes: a value may be any word."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"", "", words)
+
+
 def _outcomes(words: str) -> list[str]:
     """Return what is to be known of a filter that may leave out what went wrong."""
-    if re.search(r"\bstatus\b", words):
+    if re.search(r"\bstatus\b", _without_values(words)):
         return ["The filter asks for a status, so trainings that diverged may be left out: do not trust its counts of lost ones."]
     return []
 

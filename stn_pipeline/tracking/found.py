@@ -43,7 +43,7 @@ def filter_runs(words: str) -> list[RunRecord]:
     try:
         return _search(words)
     except (MlflowException, StoreError) as error:
-        raise RunError(f"runs={words}: {first_line(error)}; write as in params.dataset = 'mnist' and metrics.test/loss < 1") from error
+        raise RunError(f"runs={words}: {first_line(error)}; write as in params.dataset = 'mnist' and params.epochs = '5'") from error
 
 
 def dead_runs() -> list[RunRecord]:
