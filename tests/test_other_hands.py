@@ -17,8 +17,9 @@ from stn_pipeline.search.study import Study
 from stn_pipeline.search.sweepfile import SweepConfig
 from stn_pipeline.tracking import Run
 from tests import fakes
+from tests.compared import children_of, fresh, keys_of
 from tests.fakes import FakePool, News, ends, record
-from tests.test_compare import children_of, fresh, go, keys_of, place  # noqa: F401
+from tests.test_compare import go  # noqa: F401
 from tests.test_search_source import BASE, Sweep, no_pictures, pairs  # noqa: F401
 
 CRASHED = ends(record(1, 0.5), Outcome("crashed", "worker 1 (process 7) was killed by SIGSEGV"))
