@@ -182,8 +182,9 @@ def refused(sweep: Sweep, *flags: str) -> str:
     """Run the sweep, which must be refused; return the one line."""
     done = sweep.run(*flags)
     assert done.returncode == 2, (done.stdout, done.stderr)
-    (line,) = done.stderr.splitlines()
-    return line
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
 
 
 def check_whole(sweep: Sweep, total: int, lost: set[int]) -> None:

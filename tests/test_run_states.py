@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import psutil
@@ -12,7 +13,7 @@ import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENTRY_POINT
 
 from stn_pipeline import cli, interrupts, tracking
-from stn_pipeline.config import TrainConfig
+from stn_pipeline.config import EvalConfig, TrainConfig
 from stn_pipeline.errors import RunError, StnError, StoreError
 from stn_pipeline.jobs import Trainings
 from stn_pipeline.texts import markdown
@@ -297,3 +298,12 @@ def test_models_are_programs_and_never_pickles(store, tmp_path):
     folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.id}/model", dst_path=str(tmp_path)))
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert "model.pt2" in names and not any("pickle" in name or name.endswith((".pkl", ".pth")) for name in names)
+
+
+def test_a_knob_of_eval_that_means_the_scored_runs_own_is_no_untruth():
+    params = {"run_id": "r", "data_dir": "same", "distortion": "same", "split": "test", "robustness": "1000", "device": "auto"}
+    record = SimpleNamespace(data=SimpleNamespace(params=params))
+    used = EvalConfig(run_id="r", data_dir="elsewhere")
+    assert opening._untrue(record, used) == ""
+    params["split"] = "val"
+    assert opening._untrue(record, used) == "split=val"

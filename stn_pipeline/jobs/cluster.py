@@ -224,7 +224,7 @@ def connect(address: str, gpus: float, cpus: int, say: Callable[[str], object]) 
         signal.signal(signal.SIGTERM, before)  # Ray sets its own
     try:
         cluster = Cluster(found, gpus, cpus, say)
-        tracking.knock()
+        tracking.knock(makes=False)  # the cluster may yet be refused, and then nothing is to be left behind
         _check_store(cluster)
         cluster.gather()
         yield cluster

@@ -36,15 +36,16 @@ class Content(NamedTuple):
     changed: int
 
 
-def check_database(uri: str) -> None:
-    """Check that the database at an address can be used; make it where it is a SQLite file that is not there yet.
+def check_database(uri: str, *, makes: bool = True) -> None:
+    """Check that the database at an address can be used; where `makes`, make a SQLite file that is not there yet.
 
     Other addresses, such as a server's, are no concern of this.
     Raises: RunError where it cannot be used.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme == "sqlite":
-        if path := sqlite_path(uri):
+        path = sqlite_path(uri)
+        if path is not None and (makes or path.exists()):
             _check_file(path)
     elif scheme in ("postgresql", "mysql", "mssql"):
         try:

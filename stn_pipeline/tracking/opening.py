@@ -34,6 +34,7 @@ from stn_pipeline.tracking.where import experiment_id, reachable, store
 GO_ON = "once it does, the same command goes on (of train, --resume RUN_ID)"
 CHILD_OF = MLFLOW_PARENT_RUN_ID
 MONITOR_END_S = 5.0
+SAME = "same"  # a knob of eval that stands for what the run that is scored has
 
 _opened: list[Run] = []  # by this process, and not always closed
 
@@ -181,11 +182,11 @@ def adopt_run(name: str, knobs: Knobs, tags: dict[str, str]) -> Run | None:
 def _untrue(record: RunRecord, knobs: Knobs) -> str:
     """Return a param that is another than the knob, whatever its spelling; nothing where there is none.
 
-    Not the data set, which may be `auto`: the tag dataset_used says which that was.
+    Not the data set, which may be `auto`: the tag dataset_used says which that was; nor `same`, which eval reads as the trained run's.
     """
     used = knobs.flat()
     for name, logged in record.data.params.items():
-        if name not in used or name == "dataset":
+        if name not in used or name == "dataset" or logged == SAME:
             continue
         text = "".join(shlex.split(logged)) if logged.startswith("'") else logged  # MLflow quotes them for the shell
         try:

@@ -47,15 +47,15 @@ def _artifacts_without_a_server(artifact_uri: str, tracking_uri: str | None = No
 artifact_repository_registry._artifact_repository_registry.register("mlflow-artifacts", _artifacts_without_a_server)
 
 
-def knock() -> None:
+def knock(*, makes: bool = True) -> None:
     """Check that the store can be used: a server answers, a database opens; MLflow itself would wait for minutes.
 
-    A SQLite file that is not there yet is made.
+    makes: a SQLite file that is not there yet is made; otherwise it is left to whoever writes the first run.
     Raises: RunError where it cannot.
     """
     if why := absence(_address()):
         raise RunError(f"MLflow at {store()} does not answer ({why}): start it, or set MLFLOW_TRACKING_URI")
-    check_database(_address())
+    check_database(_address(), makes=makes)
 
 
 @contextmanager
