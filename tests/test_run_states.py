@@ -17,7 +17,7 @@ from stn_pipeline.config import EvalConfig, TrainConfig
 from stn_pipeline.errors import RunError, StnError, StoreError
 from stn_pipeline.jobs import Trainings
 from stn_pipeline.texts import markdown
-from stn_pipeline.tracking import CHILD_OF, Run, found, open_run, resuming
+from stn_pipeline.tracking import CHILD_OF, Run, found, open_run, opening, resuming
 from stn_pipeline.tracking.opening import close_opened
 
 OF_A_PROJECT = {MLFLOW_PROJECT_ENTRY_POINT: "main"}
